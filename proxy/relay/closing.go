@@ -1,0 +1,165 @@
+package relay
+
+import "portcullis/proxy/frame"
+
+// farewell is what the other side is told when one side is at fault or lost.
+var farewell = [2]closing{
+	client:   {frame.CodeGoingAway, "client connection lost"},
+	upstream: {frame.CodeInternal, "upstream connection lost"},
+}
+
+var (
+	reasonClosed  = [2]Reason{ClientClose, UpstreamClose}
+	reasonGone    = [2]Reason{ClientGone, UpstreamGone}
+	reasonFraming = [2]Reason{ClientFraming, UpstreamFraming}
+	reasonTooBig  = [2]Reason{ClientTooBig, UpstreamTooBig}
+	reasonSilent  = [2]Reason{ClientSilent, UpstreamSilent}
+)
+
+// because notes why the session ends: the first cause counts.
+func (p *policy) because(r Reason, code int) {
+	if p.reason == "" {
+		p.reason, p.code = r, code
+	}
+}
+
+// end brings the session to an end on both sides.
+func (p *policy) end(r Reason, c closing, now moment) {
+	if p.reason != "" {
+		return // it is ending already, and each side has its deadline
+	}
+	p.because(r, c.code)
+	p.closeWith(client, c, now)
+	p.closeWith(upstream, c, now)
+}
+
+// cut ends the session without a frame.
+func (p *policy) cut(now moment) {
+	p.because(Forced, frame.CodeAbnormal)
+	p.leave(client, now)
+	p.leave(upstream, now)
+}
+
+// closeWith has a Close frame sent to side s at the next boundary. A side
+// to which no such boundary comes, or that does not take it, is cut.
+func (p *policy) closeWith(s side, c closing, now moment) {
+	e := &p.ends[s]
+	if e.shut() || e.wantClose {
+		return
+	}
+	e.closing, e.wantClose, e.wantPing = c, true, false
+	e.sliding = false
+	p.stopBy(s, now+p.closeTimeout)
+}
+
+// stopBy sets when side s is cut.
+func (p *policy) stopBy(s side, t moment) {
+	p.ends[s].cutAt = t
+	p.wakeBy(t)
+}
+
+// violated ends the session because of what side s sent. Nothing after it has
+// boundaries, so its own Close frame can no longer be told from the rest and is
+// not waited for.
+func (p *policy) violated(s side, err error, now moment) {
+	p.ends[s].inClosed = true
+	reason, code := reasonFraming[s], frame.CodeProtocol
+	if err == frame.ErrTooBig {
+		reason, code = reasonTooBig[s], frame.CodeTooBig
+	}
+	p.because(reason, code)
+	p.closeWith(s, closing{code, err.Error()}, now)
+	p.closeWith(s.other(), closing{frame.CodeGoingAway, ""}, now)
+	p.shaken(s, now)
+}
+
+// shaken sees to side s once a Close frame has passed both ways. The server
+// closes first (RFC 6455, section 7.1.1): towards the client that is us;
+// the upstream is given the time to do it, which also leaves the TIME_WAIT to it.
+func (p *policy) shaken(s side, now moment) {
+	e := &p.ends[s]
+	if !e.inClosed || !e.flushed {
+		return
+	}
+	e.sliding = false
+	p.stopBy(s, now+p.closeTimeout)
+	if s == client {
+		e.wantFIN = true
+	}
+	p.retire(s, now)
+}
+
+// eof notes that side s has shut its direction.
+func (p *policy) eof(s side, now moment) {
+	e, o := &p.ends[s], &p.ends[s.other()]
+	e.eof = true
+	e.deadline, e.frozen = 0, 0
+	switch {
+	case e.inClosed:
+	case s == upstream:
+		p.loseUpstream(now)
+	case !o.shut() && !o.wantClose:
+		// The client may still listen, so what the upstream has to say goes on.
+		p.because(ClientGone, frame.CodeAbnormal)
+		o.wantFIN, o.sliding = true, true
+		p.stopBy(upstream, now+p.closeTimeout)
+	}
+	p.retire(s, now)
+}
+
+// loseUpstream tells the client that its upstream has broken off.
+func (p *policy) loseUpstream(now moment) {
+	p.because(UpstreamGone, farewell[upstream].code)
+	p.ends[client].forwarded = false
+	p.closeWith(client, farewell[upstream], now)
+}
+
+// deafened notes that writing to side s has failed. What it sent before may
+// still be there to be read, its Close frame above all, so reading goes on to
+// the end.
+func (p *policy) deafened(s side, now moment) {
+	e := &p.ends[s]
+	if e.gone {
+		return
+	}
+	e.unsent, e.wantPing, e.wantClose = false, false, false
+	e.outClosed, e.flushed, e.finSent = true, true, true
+	e.sliding = false
+	p.stopBy(s, now+p.closeTimeout)
+	p.retire(s, now)
+}
+
+// lost gives up side s: its connection is to be closed as it is. An engine
+// calls it when reading has failed.
+func (p *policy) lost(s side, now moment) {
+	if p.ends[s].gone {
+		return
+	}
+	if s == upstream && !p.ends[s].inClosed {
+		p.loseUpstream(now)
+	} else {
+		p.because(reasonGone[s], frame.CodeAbnormal)
+	}
+	p.leave(s, now)
+}
+
+// retire closes side s when neither direction has anything left to do.
+func (p *policy) retire(s side, now moment) {
+	e := &p.ends[s]
+	if !e.gone && e.eof && !e.unsent && (e.finSent || e.outClosed && e.flushed) {
+		p.leave(s, now)
+	}
+}
+
+// leave has the connection of side s closed. The other side is shut, too, unless it is
+// told so by a Close frame, and what it may still send has nowhere to go.
+func (p *policy) leave(s side, now moment) {
+	e, o := &p.ends[s], &p.ends[s.other()]
+	e.gone, e.unsent = true, false
+	o.sliding = false
+	if o.shut() || o.wantClose {
+		return
+	}
+	o.wantFIN = true
+	p.stopBy(s.other(), now+p.closeTimeout)
+}

@@ -1,0 +1,88 @@
+package relay
+
+import (
+	"encoding/binary"
+
+	"portcullis/proxy/frame"
+)
+
+// heard notes that bytes came from side s: it is alive, whatever it says.
+func (p *policy) heard(s side, now moment) {
+	e := &p.ends[s]
+	e.heard = now
+	e.deadline, e.frozen, e.appPing = 0, 0, 0
+	e.wantPing = false
+	if e.sliding {
+		e.cutAt = now + p.closeTimeout
+	}
+}
+
+// heartbeat pings side s when it has been silent for long enough, and gives it
+// up when it does not answer.
+func (p *policy) heartbeat(s side, now moment) {
+	e, o := &p.ends[s], &p.ends[s.other()]
+	if p.pingInterval == 0 || e.eof || e.inClosed || e.wantClose || e.shut() {
+		return
+	}
+	switch {
+	case o.unsent, e.wantPing, e.pinging:
+		// We do not listen, or our ping is not out: silence means nothing yet.
+		p.wakeBy(now + p.pingInterval)
+	case e.deadline != 0:
+		if now >= e.deadline {
+			p.silent(s, now)
+			return
+		}
+		p.wakeBy(e.deadline)
+	default:
+		due := e.heard + p.pingInterval
+		if e.appPing != 0 {
+			// The application asks already; it has as long as we would give.
+			due = max(due, e.appPing+p.pongTimeout)
+		}
+		if now >= due {
+			e.wantPing = true
+			due = now + p.pingInterval
+		}
+		p.wakeBy(due)
+	}
+}
+
+// appendPing appends a ping of ours to side s. Its payload is 64 bits, random
+// per session and counted up, so that only a peer that has read a ping can
+// answer it, and so that a late answer is known for ours, too.
+func (p *policy) appendPing(s side, b []byte) []byte {
+	e := &p.ends[s]
+	e.pings++
+	e.pinging = true
+	return frame.AppendControl(b, s.speaks(), frame.Ping, binary.BigEndian.AppendUint64(nil, p.nonce+e.pings))
+}
+
+// answersOurs reports whether a pong from side s answers any ping of ours.
+func (p *policy) answersOurs(s side, payload []byte) bool {
+	if len(payload) != 8 {
+		return false
+	}
+	n := binary.BigEndian.Uint64(payload) - p.nonce
+	return n >= 1 && n <= p.ends[s].pings
+}
+
+// passedPing notes that a ping of the application passes on to side s. It
+// takes the place of ours, since a peer may answer the latest ping alone
+// (RFC 6455, section 5.5.3). It does so once in a silence: else an application
+// that pings a dead peer often enough would keep us from ever giving it up.
+func (p *policy) passedPing(s side, now moment) {
+	e := &p.ends[s]
+	if e.appPing != 0 {
+		return
+	}
+	e.appPing = now
+	e.deadline, e.frozen, e.pinging, e.wantPing = 0, 0, false, false
+}
+
+// silent gives up side s, which has not answered our ping.
+func (p *policy) silent(s side, now moment) {
+	p.because(reasonSilent[s], frame.CodeTimeout)
+	p.closeWith(s, closing{frame.CodeTimeout, "no pong"}, now)
+	p.closeWith(s.other(), farewell[s], now)
+}

@@ -1,0 +1,313 @@
+// Package relay moves the bytes of a session between a client and its
+// upstream, after the gate has let it in, and keeps hold of it until it ends.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"portcullis/proxy/frame"
+)
+
+// Config is how sessions are relayed. Durations of zero switch off what they
+// time, except where it says otherwise.
+type Config struct {
+	// Mode is "passthrough": frames go through as they are, whatever their
+	// size, compression and extensions; or "terminate": both connections end
+	// here and whole messages are carried over, uncompressed.
+	Mode string `env:"RELAY_MODE" envDefault:"passthrough"`
+	// Engine is what moves the bytes: "stream", two goroutines to a session,
+	// or "auto", the best that there is for the connections at hand.
+	Engine string `env:"RELAY_ENGINE" envDefault:"auto"`
+	// PingInterval is how long either side may be silent before it is pinged.
+	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s"`
+	// PongTimeout is how long a pinged side may stay silent before it is
+	// given up. It must be positive where PingInterval is.
+	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s"`
+	// IdleTimeout ends a session in which neither side has sent any part of
+	// a message for that long; pings and pongs do not count.
+	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"0s"`
+	// SessionMax ends a session that has been open for that long.
+	SessionMax time.Duration `env:"SESSION_MAX" envDefault:"0s"`
+	// CloseTimeout is how long a side is waited for at the end: for a frame
+	// boundary, for bytes to be taken, for its Close frame, for its FIN.
+	// It must be positive.
+	CloseTimeout time.Duration `env:"CLOSE_TIMEOUT" envDefault:"5s"`
+	// MessageMaxBytes is the largest message over all its fragments, from
+	// either side, in payload bytes as on the wire. 0: no limit; 1 MiB when
+	// terminating, where a message is held in memory.
+	MessageMaxBytes int64 `env:"MESSAGE_MAX_BYTES" envDefault:"0"`
+}
+
+// Reason says why a session ended.
+type Reason string
+
+// The reasons, which are log keys and metric labels. Those that name a side
+// mean that the end began there.
+const (
+	ClientClose     Reason = "client_close"     // it sent a Close frame
+	UpstreamClose   Reason = "upstream_close"   //
+	ClientGone      Reason = "client_gone"      // it broke off without one
+	UpstreamGone    Reason = "upstream_gone"    //
+	ClientSilent    Reason = "client_silent"    // it answered no ping
+	UpstreamSilent  Reason = "upstream_silent"  //
+	ClientFraming   Reason = "client_framing"   // it violated RFC 6455's framing
+	UpstreamFraming Reason = "upstream_framing" //
+	ClientTooBig    Reason = "client_too_big"   // it sent a message beyond MessageMaxBytes
+	UpstreamTooBig  Reason = "upstream_too_big" //
+	Idle            Reason = "idle"             // IdleTimeout
+	SessionLimit    Reason = "session_limit"    // SessionMax
+	Drained         Reason = "drain"            // Drain
+	Forced          Reason = "forced"           // Cut
+)
+
+// Reasons are all of them.
+var Reasons = []Reason{
+	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
+	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, Idle, SessionLimit, Drained, Forced,
+}
+
+// Traffic is what one side has sent.
+type Traffic struct {
+	Messages int64 // complete data messages
+	Bytes    int64 // payload bytes of data frames, as on the wire
+}
+
+// End is what became of a session.
+type End struct {
+	Reason Reason
+	// Code is that of the first Close frame, whoever sent it: 1005 where it
+	// had none, and 1006 where there was no such frame (RFC 6455, section 7.1.5).
+	Code         int
+	Duration     time.Duration
+	FromClient   Traffic
+	FromUpstream Traffic
+}
+
+// Handover is one session as the gate hands it over: both handshakes are done
+// and every byte from here on belongs to a frame.
+type Handover struct {
+	Client, Upstream net.Conn // without deadlines; owned by the relay from Start on
+	// The bytes that each side sent together with its handshake. They are overwritten.
+	ClientEarly, UpstreamEarly []byte
+	// Extensions is the negotiated Sec-WebSocket-Extensions, empty if none were.
+	Extensions string
+	// Ended is called exactly once, after both connections have been closed. It must not block.
+	Ended func(End)
+}
+
+// Relay is a set of sessions. It is safe for concurrent use.
+type Relay struct {
+	*rules
+	mu       sync.Mutex // guards what follows
+	live     map[session]struct{}
+	empty    chan struct{} // closed while there is no session; nil until somebody waits
+	draining bool
+}
+
+// session is a live session, as an engine keeps it.
+type session interface {
+	// end brings it to an end with a Close frame to both sides.
+	end(Reason, closing)
+	// cut closes both connections at once.
+	cut()
+}
+
+// rules are what all sessions have in common.
+type rules struct {
+	terminate    bool
+	pingInterval moment
+	pongTimeout  moment
+	idleTimeout  moment
+	sessionMax   moment
+	closeTimeout moment
+	plain        [2]frame.Rules // what each side must obey without extensions,
+	deflate      [2]frame.Rules // with permessage-deflate,
+	unknown      [2]frame.Rules // with an extension that is not known here
+}
+
+// defaultTerminateMax bounds a message where it is held in memory.
+const defaultTerminateMax = 1 << 20
+
+// New returns a Relay without sessions, or all that is wrong with the settings.
+func New(c Config) (*Relay, error) {
+	var errs []error
+	wrong := func(name string, value any, want string) {
+		errs = append(errs, fmt.Errorf("%s: %q is not usable; want %s", name, fmt.Sprint(value), want))
+	}
+	if c.Mode != "passthrough" && c.Mode != "terminate" {
+		wrong("RELAY_MODE", c.Mode, "passthrough or terminate")
+	}
+	switch c.Engine {
+	case "auto", "stream":
+	case "loop":
+		wrong("RELAY_ENGINE", c.Engine, "auto or stream: this build has no event loop")
+	default:
+		wrong("RELAY_ENGINE", c.Engine, "auto or stream")
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"PING_INTERVAL", c.PingInterval}, {"IDLE_TIMEOUT", c.IdleTimeout}, {"SESSION_MAX", c.SessionMax},
+	} {
+		if d.value < 0 {
+			wrong(d.name, d.value, "a duration such as 30s, or 0s to switch it off")
+		}
+	}
+	if c.PongTimeout <= 0 && c.PingInterval > 0 {
+		wrong("PONG_TIMEOUT", c.PongTimeout, "a duration above zero such as 10s, or PING_INTERVAL=0s")
+	}
+	if c.CloseTimeout <= 0 {
+		wrong("CLOSE_TIMEOUT", c.CloseTimeout, "a duration above zero such as 5s")
+	}
+	if c.MessageMaxBytes < 0 {
+		wrong("MESSAGE_MAX_BYTES", c.MessageMaxBytes, "a number of bytes, or 0 for no limit")
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+
+	r := &rules{
+		terminate:    c.Mode == "terminate",
+		pingInterval: c.PingInterval,
+		pongTimeout:  c.PongTimeout,
+		idleTimeout:  c.IdleTimeout,
+		sessionMax:   c.SessionMax,
+		closeTimeout: c.CloseTimeout,
+	}
+	largest := c.MessageMaxBytes
+	if r.terminate && largest == 0 {
+		largest = defaultTerminateMax
+	}
+	r.plain = scanRules(frame.Rules{MaxMessage: largest})
+	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
+	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
+	return &Relay{rules: r, live: make(map[session]struct{})}, nil
+}
+
+func scanRules(r frame.Rules) (both [2]frame.Rules) {
+	both = [2]frame.Rules{r, r}
+	both[client].From, both[upstream].From = frame.Client, frame.Server
+	return both
+}
+
+// scanRules returns what the sides of a session with those negotiated extensions must obey.
+func (r *rules) scanRules(extensions string) *[2]frame.Rules {
+	if extensions == "" {
+		return &r.plain
+	}
+	for extension := range strings.SplitSeq(extensions, ",") {
+		name, _, _ := strings.Cut(extension, ";")
+		if strings.TrimSpace(name) != "permessage-deflate" {
+			return &r.unknown
+		}
+	}
+	return &r.deflate
+}
+
+// Extensions reports whether a session may have extensions: not where messages
+// are taken apart here.
+func (r *Relay) Extensions() bool { return !r.terminate }
+
+// Start takes both connections over and returns at once.
+func (r *Relay) Start(h Handover) {
+	s := newStream(r, h)
+	r.mu.Lock()
+	r.live[s] = struct{}{}
+	draining := r.draining
+	r.mu.Unlock()
+	s.run(h)
+	if draining {
+		s.end(Drained, goingAway)
+	}
+}
+
+// forget takes an ended session off the list.
+func (r *Relay) forget(s session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, s)
+	if len(r.live) == 0 && r.empty != nil {
+		close(r.empty)
+		r.empty = nil
+	}
+}
+
+// Len is the number of live sessions.
+func (r *Relay) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.live)
+}
+
+func (r *Relay) sessions() []session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]session, 0, len(r.live))
+	for s := range r.live {
+		all = append(all, s)
+	}
+	return all
+}
+
+var goingAway = closing{frame.CodeGoingAway, "going away"}
+
+// Drain ends every session with Close 1001, spread evenly over that time so
+// that the clients do not all come back in the same moment. Sessions that are
+// started from now on are ended at once. It returns when the last has been told,
+// or ctx ends; Wait tells when they have gone.
+func (r *Relay) Drain(ctx context.Context, spread time.Duration) {
+	r.mu.Lock()
+	r.draining = true
+	r.mu.Unlock()
+
+	all := r.sessions()
+	began := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for i, s := range all {
+		due := spread * time.Duration(i) / time.Duration(len(all))
+		if wait := due - time.Since(began); wait > 0 {
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		s.end(Drained, goingAway)
+	}
+}
+
+// Cut closes the connections of every session at once, without a frame.
+func (r *Relay) Cut() {
+	for _, s := range r.sessions() {
+		s.cut()
+	}
+}
+
+// Wait returns nil once there is no session, or ctx's error when that ends first.
+func (r *Relay) Wait(ctx context.Context) error {
+	r.mu.Lock()
+	if len(r.live) == 0 {
+		r.mu.Unlock()
+		return nil
+	}
+	if r.empty == nil {
+		r.empty = make(chan struct{})
+	}
+	empty := r.empty
+	r.mu.Unlock()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
