@@ -1,0 +1,185 @@
+package admin
+
+import (
+	"cmp"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// Known names the reasons that are label values of their own, and what runs; every other reason is counted as "other".
+type Known struct {
+	RefusalReasons []string // of [Metrics.Refused]
+	EndReasons     []string // of [Metrics.SessionEnded]
+	Version        string   // of the program; empty: what Go's build information says
+}
+
+// Results of [Metrics.AuthCall].
+const (
+	AuthAccepted    = "accepted"
+	AuthRefused     = "refused"
+	AuthUnavailable = "unavailable" // the verifier, not the credential, is at fault
+	AuthAborted     = "aborted"     // the client went away first
+)
+
+// Results of [Metrics.UpstreamDial].
+const (
+	DialConnected = "connected"
+	DialFailed    = "failed"    // no connection: refused, unreachable, not resolved, TLS
+	DialTimeout   = "timeout"   // no connection or no answer in time
+	DialHandshake = "handshake" // an answer that is not a WebSocket handshake's
+	DialRefused   = "refused"   // the upstream's own refusal
+	DialAborted   = "aborted"   // the client went away first
+)
+
+var (
+	authResults = []string{AuthAccepted, AuthRefused, AuthUnavailable, AuthAborted}
+	dialResults = []string{DialConnected, DialFailed, DialTimeout, DialHandshake, DialRefused, DialAborted}
+
+	// callBuckets resolve a call inside one data centre and still tell an AUTH_TIMEOUT of 3 s from a dial time-out of 5 s.
+	callBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+	// sessionBuckets go from a page that reloads at once to a day, with the usual idle time-outs of what stands
+	// in front (60 s, 5 min, 15 min, 1 h) as bounds: sessions that pile up below one of them were cut there.
+	sessionBuckets = []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600}
+)
+
+// Metrics counts what the proxy does; the package comment lists the series. Its methods are safe for concurrent use
+// and do not allocate once a series exists. The zero value is not usable.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	accepted prometheus.Counter
+	refused  map[string]prometheus.Counter
+
+	live       prometheus.Gauge
+	ended      *prometheus.CounterVec
+	endReasons map[string]string // a known reason to itself: what is absent is "other"
+	duration   prometheus.Histogram
+
+	fromClient, fromUpstream traffic
+
+	authCalls map[string]prometheus.Observer
+	dials     map[string]prometheus.Observer
+}
+
+// traffic is one direction's counters.
+type traffic struct{ messages, bytes prometheus.Counter }
+
+// NewMetrics returns metrics at zero, in a registry of their own.
+func NewMetrics(known Known) *Metrics {
+	var (
+		upgrades = newCounterVec("upgrades_total", "Upgrade requests answered, by result and reason.", "result", "reason")
+		messages = newCounterVec("messages_total", "Complete data messages of ended sessions.", "direction")
+		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
+		auth     = newHistogramVec("auth_call_duration_seconds", "Time a verifier took for one credential.", "result")
+		dial     = newHistogramVec("upstream_dial_duration_seconds", "Time to reach an upstream, or to fail to.", "result")
+	)
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+
+		accepted: upgrades.WithLabelValues("accepted", ""),
+		refused: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
+			return upgrades.WithLabelValues("refused", reason)
+		}),
+
+		live: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_sessions_live", Help: "Sessions relayed now.",
+		}),
+		ended:      newCounterVec("sessions_ended_total", "Sessions ended, by reason and close code.", "reason", "code"),
+		endReasons: resolve(known.EndReasons, func(reason string) string { return reason }),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "portcullis_session_duration_seconds", Help: "Length of ended sessions.", Buckets: sessionBuckets,
+		}),
+
+		fromClient:   traffic{messages.WithLabelValues("from_client"), bytes.WithLabelValues("from_client")},
+		fromUpstream: traffic{messages.WithLabelValues("from_upstream"), bytes.WithLabelValues("from_upstream")},
+
+		authCalls: resolve(authResults, func(result string) prometheus.Observer { return auth.WithLabelValues(result) }),
+		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
+	}
+	for reason := range m.endReasons {
+		m.ended.WithLabelValues(reason, codeNone)
+	}
+	m.registry.MustRegister(
+		upgrades, m.live, m.ended, m.duration, messages, bytes, auth, dial, buildInfo(known.Version),
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return m
+}
+
+// Registry holds every series, for tests and for metrics of the embedding program.
+func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
+
+// Upgraded counts an upgrade request answered with 101.
+func (m *Metrics) Upgraded() { m.accepted.Inc() }
+
+// Refused counts an upgrade request answered with anything else.
+func (m *Metrics) Refused(reason string) { childOf(m.refused, reason).Inc() }
+
+// SessionStarted counts a session as live. Each call is followed by exactly one of SessionEnded.
+func (m *Metrics) SessionStarted() { m.live.Inc() }
+
+// EndedSession is what a session leaves behind.
+type EndedSession struct {
+	Reason string
+	Code   int // the close code that ended it; 0: none
+
+	ClientMessages, ClientBytes     int64 // complete data messages from the client, and their payload
+	UpstreamMessages, UpstreamBytes int64
+
+	Duration time.Duration
+}
+
+// SessionEnded takes a session out of the live ones and adds up what it did.
+func (m *Metrics) SessionEnded(s EndedSession) {
+	m.live.Dec()
+	m.ended.WithLabelValues(childOf(m.endReasons, s.Reason), codeLabel(s.Code)).Inc()
+	m.duration.Observe(s.Duration.Seconds())
+	m.fromClient.add(s.ClientMessages, s.ClientBytes)
+	m.fromUpstream.add(s.UpstreamMessages, s.UpstreamBytes)
+}
+
+func (t traffic) add(messages, bytes int64) {
+	t.messages.Add(float64(messages))
+	t.bytes.Add(float64(bytes))
+}
+
+// AuthCall counts one call of a verifier; result is AuthAccepted or another of its constants.
+func (m *Metrics) AuthCall(result string, d time.Duration) {
+	childOf(m.authCalls, result).Observe(d.Seconds())
+}
+
+// UpstreamDial counts one attempt to reach an upstream; result is DialConnected or another of its constants.
+// For a connection made d is the dial alone (TCP and TLS), for any other result the time until that was known.
+func (m *Metrics) UpstreamDial(result string, d time.Duration) {
+	childOf(m.dials, result).Observe(d.Seconds())
+}
+
+func newCounterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "portcullis_" + name, Help: help}, labels)
+}
+
+func newHistogramVec(name, help string, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "portcullis_" + name, Help: help, Buckets: callBuckets,
+	}, labels)
+}
+
+// buildInfo is a constant whose labels say what runs; a label is empty where the build did not record it.
+func buildInfo(version string) prometheus.Collector {
+	labels := prometheus.Labels{"version": version, "revision": "", "go_version": ""}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		labels["version"], labels["go_version"] = cmp.Or(version, info.Main.Version), info.GoVersion
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				labels["revision"] = s.Value
+			}
+		}
+	}
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "portcullis_build_info", Help: "What runs; always 1.", ConstLabels: labels,
+	}, func() float64 { return 1 })
+}
