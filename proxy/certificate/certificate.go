@@ -1,0 +1,163 @@
+// Package certificate keeps the server's TLS certificate current: it loads a certificate and its key from two files
+// and loads both anew when either changes, so that a renewal needs no restart and ends no session.
+//
+// There is no goroutine and nothing to close. A handshake looks at the files, once a second at most, and goes on with what it
+// finds. The handshakes beside it go on with the pair at hand, so that a hanging file system holds up one of them and not all.
+//
+// Two files cannot be replaced at one moment. Between the first and the second, or in the middle of a write, certificate and
+// key do not match or do not parse; then the old pair stays, the problem is reported once, and the next look tries
+// again. Whoever renews SHOULD write new files and rename them into place.
+package certificate
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// interval is the least time between two looks at the files. A look costs two calls of stat, which a second makes cheap; a
+// renewal can wait that long, being due weeks before the old certificate expires.
+const interval = time.Second
+
+// Reloader hands out the certificate. It is safe for concurrent use; make it with New.
+type Reloader struct {
+	// Warn is told of files that changed and do not load, while the old pair stays in use: once for each problem, until it is
+	// gone. It runs inside a handshake, and never twice at a time. Nil: nobody is told. Set it before the first handshake.
+	Warn func(error)
+
+	certFile, keyFile string
+	elapsed           func() time.Duration // monotonic time since New; a seam for tests
+
+	pair atomic.Pointer[tls.Certificate] // never nil after New
+	due  atomic.Int64                    // elapsed time from which to look again
+
+	looking sync.Mutex // held by the one handshake that looks, and only ever tried; guards what follows
+	loaded  stamps     // of the files that pair was read from
+	warned  string     // the problem reported last; empty: none since the files were last in order
+}
+
+// stamps are the versions of the two files.
+type stamps struct{ cert, key stamp }
+
+// stamp tells versions of a file apart. It is compared with ==, which is right for times from stat: they have no monotonic
+// reading and all the same location. The zero stamp is no file's.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+// New loads the pair for the first time. The files hold PEM: the certificate and its chain, leaf first, and the unencrypted
+// key. Errors name TLS_CERT_FILE and TLS_KEY_FILE, both at once where both are wrong. One without the other is an error;
+// so is neither, for then there is no reason to call New.
+func New(certFile, keyFile string) (*Reloader, error) {
+	switch {
+	case keyFile == "" && certFile != "":
+		return nil, errors.New(`TLS_KEY_FILE: "" is empty, but TLS_CERT_FILE is set; want both or neither`)
+	case certFile == "" && keyFile != "":
+		return nil, errors.New(`TLS_CERT_FILE: "" is empty, but TLS_KEY_FILE is set; want both or neither`)
+	}
+	start := time.Now()
+	r := &Reloader{
+		certFile: certFile,
+		keyFile:  keyFile,
+		elapsed:  func() time.Duration { return time.Since(start) },
+	}
+	r.due.Store(int64(interval))
+	if err := r.load(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Get is for tls.Config.GetCertificate. It always has a pair and never fails.
+func (r *Reloader) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if r.isDue() && r.looking.TryLock() {
+		r.look()
+	}
+	return r.pair.Load(), nil
+}
+
+func (r *Reloader) isDue() bool {
+	return int64(r.elapsed()) >= r.due.Load()
+}
+
+// look takes over a changed pair and reports one that does not load. It is called with r.looking held and unlocks it.
+func (r *Reloader) look() {
+	defer r.looking.Unlock() // also if Warn panics: net/http recovers, and the next handshakes look again
+	if !r.isDue() {
+		return // another handshake looked after this one had found it due
+	}
+	r.due.Store(int64(r.elapsed() + interval))
+
+	err := r.load()
+	if err == nil {
+		r.warned = ""
+		return
+	}
+	if problem := err.Error(); problem != r.warned {
+		r.warned = problem
+		if r.Warn != nil {
+			r.Warn(err)
+		}
+	}
+}
+
+// load reads the pair unless its files are those it was read from. After an error the stamps are still the old pair's, so that
+// the next call tries again whether or not the files have changed since: a write can be too quick for the clock of the file system.
+func (r *Reloader) load() error {
+	// The stamps are taken before the files are read. Should a file change in between, the pair is newer than its stamps
+	// and is read once more than needed; the other way round a change would be missed.
+	cert, certErr := statFile(r.certFile)
+	key, keyErr := statFile(r.keyFile)
+	now := stamps{cert, key}
+	if certErr == nil && keyErr == nil && now == r.loaded {
+		return nil
+	}
+
+	var certPEM, keyPEM []byte
+	if certErr == nil {
+		certPEM, certErr = os.ReadFile(r.certFile)
+	}
+	if keyErr == nil {
+		keyPEM, keyErr = os.ReadFile(r.keyFile)
+	}
+	if err := errors.Join(
+		unreadable("TLS_CERT_FILE", r.certFile, certErr),
+		unreadable("TLS_KEY_FILE", r.keyFile, keyErr),
+	); err != nil {
+		return err
+	}
+
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("TLS_CERT_FILE: %q does not load with TLS_KEY_FILE %q: %w; want a PEM certificate chain, leaf first, and its unencrypted PEM key",
+			r.certFile, r.keyFile, err)
+	}
+	r.pair.Store(&pair)
+	r.loaded = now
+	return nil
+}
+
+func statFile(name string) (stamp, error) {
+	info, err := os.Stat(name) // follows the symbolic links by which Kubernetes swaps a mounted secret
+	if err != nil {
+		return stamp{}, err
+	}
+	return stamp{info.ModTime(), info.Size()}, nil
+}
+
+// unreadable words a file error as a mistake in the setting; nil stays nil.
+func unreadable(setting, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err // the name is said already
+	}
+	return fmt.Errorf("%s: %q cannot be read: %w; want a PEM file", setting, name, err)
+}
