@@ -1,0 +1,121 @@
+package upstream
+
+import (
+	"bufio"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+)
+
+const (
+	// readBuffer takes a usual 101 whole. Of what follows one it bounds Conn.Early, and the rest stays in the socket.
+	readBuffer = 1 << 10
+
+	// maxKeptRequest is the largest request buffer that goes back to the pool. Usual requests are under 1 KiB; the
+	// client's header may be of MaxHeaderBytes, and the pool should not come to hold many such.
+	maxKeptRequest = 8 << 10
+)
+
+// exchange is the memory that one handshake needs and gives back.
+type exchange struct {
+	request []byte
+	key     string
+	offer   http.Header
+
+	wire   meter
+	answer *bufio.Reader // of wire
+}
+
+var exchanges = sync.Pool{New: func() any {
+	x := &exchange{}
+	x.answer = bufio.NewReaderSize(&x.wire, readBuffer)
+	return x
+}}
+
+// release returns x to the pool with nothing of its handshake reachable from it.
+func (x *exchange) release() {
+	if cap(x.request) > maxKeptRequest {
+		x.request = nil
+	}
+	x.key, x.offer, x.wire = "", nil, meter{}
+	x.answer.Reset(&x.wire)
+	exchanges.Put(x)
+}
+
+// compose writes the whole request into x.request, so that it can be sent with one write. It checks all that came from
+// the client, although net/http and the gate have checked it before: a line break that gets this far is a second request.
+func (x *exchange) compose(u *Upstream, req *Request) error {
+	if req.Path != "" && req.Path[0] != '/' || strings.Contains(req.Path, "?") || !sendable(req.Path) {
+		return errors.New("malformed path")
+	}
+	if !sendable(req.Query) {
+		return errors.New("malformed query")
+	}
+	host := u.host
+	if host == "" {
+		host = req.Host
+	}
+	if host == "" {
+		host = u.target.authority
+	}
+	if !isHost(host) {
+		return errors.New("malformed Host")
+	}
+
+	// A key of 16 random bytes, new for each connection (RFC 6455 section 4.1). Never the client's own: whoever
+	// can choose the key can prepare the answer.
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	x.key = base64.StdEncoding.EncodeToString(nonce[:])
+	x.offer = req.Header
+
+	b := append(x.request[:0], "GET "...)
+	b = u.target.appendURI(b, req.Path, req.Query)
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, host...)
+	b = append(b, "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "...)
+	b = append(b, x.key...)
+	b = append(b, "\r\n"...)
+	for name, values := range req.Header {
+		if !isToken(name) {
+			return errors.New("malformed header field name")
+		}
+		name := http.CanonicalHeaderKey(name)
+		switch name {
+		case "Host", "Upgrade", "Connection", "Sec-Websocket-Version", "Sec-Websocket-Key":
+			continue // ours
+		case "Content-Length", "Transfer-Encoding", "Trailer", "Te", "Expect", "Sec-Websocket-Accept",
+			"Keep-Alive", "Proxy-Connection", "Http2-Settings":
+			continue // no handshake's: each could make the upstream see a body, another protocol or another request
+		case protocolField:
+			name = "Sec-WebSocket-Protocol" // as RFC 6455 spells it, for backends that compare bytes
+		case extensionsField:
+			name = "Sec-WebSocket-Extensions"
+		}
+		for _, v := range values {
+			if !isFieldValue(v) {
+				return fmt.Errorf("malformed value of header field %s", name)
+			}
+			b = append(b, name...)
+			b = append(b, ": "...)
+			b = append(b, v...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	x.request = append(b, "\r\n"...)
+	return nil
+}
+
+// run sends the request and returns what the answer to it makes: a Conn, still without its net.Conn, or the upstream's no.
+func (x *exchange) run(conn net.Conn) (*Conn, error) {
+	x.wire = meter{src: conn, left: maxHeader}
+	if _, err := conn.Write(x.request); err != nil {
+		return nil, &HandshakeError{Reason: reasonWrite, Err: err}
+	}
+	return x.readAnswer()
+}

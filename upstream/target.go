@@ -1,0 +1,152 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// target is UPSTREAM_URL, compiled.
+type target struct {
+	address    string // to dial: host:port, IPv6 in brackets, its zone kept
+	serverName string // to verify a certificate for
+	authority  string // for the Host header field, where nobody names another
+	secure     bool
+	root       string // what a request for "/" asks for: the base path as it was written
+	prefix     string // what any other path is appended to: the base path without its last slash
+	query      string
+}
+
+const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query]"
+
+// parseTarget compiles UPSTREAM_URL, or says all that is wrong with it.
+func parseTarget(raw string) (*target, error) {
+	mistake := func(what string) error {
+		return fmt.Errorf("UPSTREAM_URL: %q %s; %s", redact(raw), what, wantURL)
+	}
+	if raw == "" {
+		return nil, mistake("is empty")
+	}
+	u, err := url.Parse(raw)
+	if err != nil { // which quotes raw, with its password and its query
+		return nil, mistake("is not a URL")
+	}
+
+	t := &target{}
+	var port string
+	switch u.Scheme {
+	case "ws", "http":
+		port = "80"
+	case "wss", "https":
+		port, t.secure = "443", true
+	default:
+		return nil, mistake("has another scheme or none")
+	}
+
+	var errs []error
+	if u.User != nil {
+		errs = append(errs, mistake("holds user information"))
+	}
+	if strings.Contains(raw, "#") {
+		errs = append(errs, mistake("has a fragment"))
+	}
+	if u.Hostname() == "" || !isHost(u.Host) {
+		errs = append(errs, mistake("has no valid host"))
+	}
+	if p := u.Port(); p != "" {
+		port = p
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strings.HasSuffix(u.Host, ":") {
+		errs = append(errs, mistake("has no valid port"))
+	}
+	if hasDotSegment(u.Path) {
+		errs = append(errs, mistake("has a dot segment in its path"))
+	}
+	if !sendable(u.RawQuery) {
+		errs = append(errs, mistake("has a query that is not percent-encoded"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+
+	t.address = net.JoinHostPort(u.Hostname(), port)
+	// A zone means something on this machine alone (RFC 6874 section 4).
+	host, zone, _ := strings.Cut(u.Hostname(), "%")
+	t.serverName = host
+	t.authority = u.Host
+	if zone != "" {
+		t.authority = strings.Replace(u.Host, "%"+zone, "", 1)
+	}
+	t.root = u.EscapedPath()
+	if t.root == "" {
+		t.root = "/"
+	}
+	t.prefix = strings.TrimSuffix(t.root, "/")
+	t.query = u.RawQuery
+	return t, nil
+}
+
+// appendURI appends the request target for an escaped path and a raw query. Nothing is decoded, cleaned or encoded anew:
+// what the gate has judged is what the upstream gets.
+//
+//	base     path      target
+//	/app     /a%2Fb    /app/a%2Fb
+//	/app/    /a        /app/a
+//	/app     /         /app      the base path as it was written, so that UPSTREAM_URL can name one endpoint,
+//	/app/    /         /app/     with or without its slash
+//	?x=1     ?y=2      ?x=1&y=2
+func (t *target) appendURI(b []byte, path, query string) []byte {
+	if path == "" || path == "/" {
+		b = append(b, t.root...)
+	} else {
+		b = append(b, t.prefix...)
+		b = append(b, path...)
+	}
+	if t.query != "" || query != "" {
+		b = append(b, '?')
+		b = append(b, t.query...)
+		if t.query != "" && query != "" {
+			b = append(b, '&')
+		}
+		b = append(b, query...)
+	}
+	return b
+}
+
+// sendable says that s can stand in a request line without ending it, splitting it or turning what follows into a
+// fragment. Bytes above ASCII are no part of a URI, but browsers and servers exchange them, and they harm nothing.
+func sendable(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c == 0x7f || c == '#' {
+			return false
+		}
+	}
+	return true
+}
+
+func hasDotSegment(path string) bool {
+	for s := range strings.SplitSeq(path, "/") {
+		if s == "." || s == ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// redact shows a URL, valid or not, without what may be secret in it: user information, query and fragment.
+func redact(raw string) string {
+	if i := strings.IndexAny(raw, "?#"); i >= 0 {
+		raw = raw[:i] + raw[i:i+1] + "…"
+	}
+	if at := strings.LastIndexByte(raw, '@'); at >= 0 {
+		scheme := strings.Index(raw, "://") // not found: -1, and what stands before the @ is hidden whole
+		if scheme += len("://"); scheme < len("://") || scheme > at {
+			scheme = 0
+		}
+		raw = raw[:scheme] + "…" + raw[at:]
+	}
+	return raw
+}

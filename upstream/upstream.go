@@ -1,0 +1,172 @@
+// Package upstream opens the WebSocket connection behind the proxy: it dials the target and plays the client's half of
+// the opening handshake (RFC 6455 section 4.1), with a key of its own.
+//
+//	New       UPSTREAM_* settings, checked once, compiled into an immutable Upstream
+//	Connect   compose the request    target.go, request.go   before dialling: a request we would not send costs no socket
+//	          dial                   dial.go                 TCP, then TLS for wss and https, within DialTimeout
+//	          one write              request.go
+//	          read and verify        answer.go, negotiate.go within HandshakeTimeout, 64 KiB and five 1xx answers
+//	          the Conn, or its no    refusal.go
+//
+// A Conn exists only after a 101 that is right in every part: HTTP/1.1, Upgrade, Connection, the one accept value for our
+// key, no body, a subprotocol and extensions that were offered. Proxies that tunnel after less have been used to reach
+// the backend's plain HTTP side (CVE-2018-1002105; 0ang3el/websocket-smuggle). After anything else the connection is
+// closed, never used again, and nothing is followed: a redirect is a refusal like another.
+//
+// What went wrong is one of three types, for the caller answers each differently:
+//
+//	*DialError       no connection             502, or 504 if Timeout
+//	*HandshakeError  no usable answer          502, or 504 if Timeout
+//	*RefusedError    a whole answer, not 101   its own status
+//
+// With a context that was cancelled the first two match context.Canceled. No error quotes what the upstream sent, nor the
+// request: an upstream that answers with an echo of its input would otherwise put the client's token into the log.
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Config is where the upstream is and how long it may take.
+type Config struct {
+	// URL is the target: ws, wss, http or https (ws and http mean the same, as do wss and https), a host, a port if not
+	// 80 or 443, and a base path and query that every request's own are joined to. User information and a fragment are
+	// mistakes. Empty is a mistake too.
+	URL string `env:"UPSTREAM_URL"`
+
+	// Host is sent as the Host header field. Empty: the client's own, which backends compare with Origin.
+	Host string `env:"UPSTREAM_HOST"`
+
+	// DialTimeout bounds name resolution, connecting and the TLS handshake together. It must be above zero.
+	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s"`
+
+	// HandshakeTimeout bounds sending the request and reading the whole answer, a refusal's body included. It must be
+	// above zero.
+	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s"`
+
+	// CAFile is a PEM file of the certificate authorities to trust for wss and https, instead of the system's. Empty: the
+	// system's. It is read once, by New.
+	CAFile string `env:"UPSTREAM_CA_FILE"`
+}
+
+// Upstream connects to one target. It is immutable and safe for concurrent use.
+type Upstream struct {
+	target           *target
+	host             string // UPSTREAM_HOST; empty: the client's
+	tls              *tls.Config
+	dialTimeout      time.Duration
+	handshakeTimeout time.Duration
+
+	// dialTCP is net.Dialer.DialContext, but in tests that need a dial to go wrong in a way of their own.
+	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// New checks the whole configuration and reports all of its mistakes together, a line for each.
+func New(c Config) (*Upstream, error) {
+	var errs []error
+	target, err := parseTarget(c.URL)
+	errs = append(errs, err)
+	if c.Host != "" && !isHost(c.Host) {
+		errs = append(errs, fmt.Errorf("UPSTREAM_HOST: %q is no host name; want host or host:port, an international name in its xn-- form", c.Host))
+	}
+	if c.DialTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("UPSTREAM_DIAL_TIMEOUT: %q would never connect; want a duration above 0s", c.DialTimeout))
+	}
+	if c.HandshakeTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("UPSTREAM_HANDSHAKE_TIMEOUT: %q would never wait for an answer; want a duration above 0s", c.HandshakeTimeout))
+	}
+	tlsConfig, err := clientTLS(target, c.CAFile)
+	errs = append(errs, err)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return &Upstream{
+		target:           target,
+		host:             c.Host,
+		tls:              tlsConfig,
+		dialTimeout:      c.DialTimeout,
+		handshakeTimeout: c.HandshakeTimeout,
+		dialTCP:          newDialer(c.DialTimeout).DialContext,
+	}, nil
+}
+
+// Request is the client half of a handshake: what is to be asked of the upstream.
+type Request struct {
+	// Path is the escaped path and Query the raw query, without "?", of the client's request. They are joined with the
+	// target's own and otherwise sent byte for byte; an empty path is "/".
+	Path, Query string
+
+	// Host is the client's Host, sent unless UPSTREAM_HOST is set. Empty: the target's own.
+	Host string
+
+	// Header is sent as it is, but for Host, Upgrade, Connection, Sec-WebSocket-Key and -Version, which are ours, and for
+	// fields that would give the handshake a body or another protocol, which are left out. Sec-WebSocket-Protocol and
+	// -Extensions are the offer that the answer is held to. Taking out hop-by-hop and identity fields is the caller's part.
+	Header http.Header
+}
+
+// Conn is a connection whose opening handshake is complete: what follows on it are WebSocket frames.
+type Conn struct {
+	// Conn is a plain *net.TCPConn, or *tls.Conn for wss and https, without deadlines. The caller closes it.
+	net.Conn
+
+	// Early is what came behind the 101 with the same read, to be taken before anything read from Conn. It is a copy of
+	// exact size; nil if nothing came.
+	Early []byte
+
+	// Header is that of the 101. Hop-by-hop fields are still in it.
+	Header http.Header
+
+	// Protocol is the subprotocol chosen, Extensions the extensions accepted, as on the wire. Both were offered; empty: none.
+	Protocol, Extensions string
+
+	// DialTime is what connecting took, name resolution and TLS included.
+	DialTime time.Duration
+}
+
+// Connect opens a connection for req. It ends early when ctx does. The error is a *DialError, *HandshakeError or
+// *RefusedError, or, for a Request that cannot be sent, a plain one; nothing stays open after it.
+func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
+	x := exchanges.Get().(*exchange)
+	defer x.release()
+	if err := x.compose(u, req); err != nil {
+		return nil, fmt.Errorf("upstream request: %w", err)
+	}
+	start := time.Now()
+	conn, err := u.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dialTime := time.Since(start)
+	c, err := u.handshake(ctx, conn, x)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	c.DialTime = dialTime
+	return c, nil
+}
+
+// handshake sends what x has composed and reads the answer. Its caller closes conn after an error.
+func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *exchange) (*Conn, error) {
+	conn.SetDeadline(time.Now().Add(u.handshakeTimeout))
+	// A deadline in the past is what ends a blocked Read or Write when ctx does.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	c, err := x.run(conn)
+	if !stop() {
+		// That deadline has been set or still will be, so even a connection with a good answer is of no use.
+		return nil, &HandshakeError{Reason: reasonCancelled, Err: ctx.Err()}
+	}
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(time.Time{}) // ours must not outlive the handshake: sessions are timed by the relay
+	c.Conn = conn
+	return c, nil
+}
