@@ -21,8 +21,9 @@ type Config struct {
 	// size, compression and extensions; or "terminate": both connections end
 	// here and whole messages are carried over, uncompressed.
 	Mode string `env:"RELAY_MODE" envDefault:"passthrough"`
-	// Engine is what moves the bytes: "stream", two goroutines to a session,
-	// or "auto", the best that there is for the connections at hand.
+	// Engine is what moves the bytes: "loop", an event loop for each
+	// processor, on Linux and between plain TCP connections; "stream", two
+	// goroutines to a session; or "auto", the loop where it can be had.
 	Engine string `env:"RELAY_ENGINE" envDefault:"auto"`
 	// PingInterval is how long either side may be silent before it is pinged.
 	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s"`
@@ -104,6 +105,8 @@ type Handover struct {
 // Relay is a set of sessions. It is safe for concurrent use.
 type Relay struct {
 	*rules
+	loops *loops // nil: every session is relayed on the stream engine
+
 	mu       sync.Mutex // guards what follows
 	live     map[session]struct{}
 	empty    chan struct{} // closed while there is no session; nil until somebody waits
@@ -146,9 +149,14 @@ func New(c Config) (*Relay, error) {
 	switch c.Engine {
 	case "auto", "stream":
 	case "loop":
-		wrong("RELAY_ENGINE", c.Engine, "auto or stream: this build has no event loop")
+		switch {
+		case !haveLoops:
+			wrong("RELAY_ENGINE", c.Engine, "auto or stream: the event loop needs Linux")
+		case c.Mode == "terminate":
+			wrong("RELAY_ENGINE", c.Engine, "auto or stream with RELAY_MODE=terminate")
+		}
 	default:
-		wrong("RELAY_ENGINE", c.Engine, "auto or stream")
+		wrong("RELAY_ENGINE", c.Engine, "auto, loop or stream")
 	}
 	for _, d := range []struct {
 		name  string
@@ -188,7 +196,11 @@ func New(c Config) (*Relay, error) {
 	r.plain = scanRules(frame.Rules{MaxMessage: largest})
 	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
 	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
-	return &Relay{rules: r, live: make(map[session]struct{})}, nil
+	relay := &Relay{rules: r, live: make(map[session]struct{})}
+	if haveLoops && !r.terminate && c.Engine != "stream" {
+		relay.loops = newLoops()
+	}
+	return relay, nil
 }
 
 func scanRules(r frame.Rules) (both [2]frame.Rules) {
@@ -217,15 +229,24 @@ func (r *Relay) Extensions() bool { return !r.terminate }
 
 // Start takes both connections over and returns at once.
 func (r *Relay) Start(h Handover) {
+	if r.loops != nil && r.loops.add(newLoopSession(r, h), h) {
+		return
+	}
 	s := newStream(r, h)
-	r.mu.Lock()
-	r.live[s] = struct{}{}
-	draining := r.draining
-	r.mu.Unlock()
+	draining := r.remember(s)
 	s.run(h)
 	if draining {
 		s.end(Drained, goingAway)
 	}
+}
+
+// remember puts a session on the list. Where it reports draining, the engine
+// ends the session as soon as it has begun.
+func (r *Relay) remember(s session) (draining bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live[s] = struct{}{}
+	return r.draining
 }
 
 // forget takes an ended session off the list.

@@ -34,9 +34,13 @@ func pairOf(t *testing.T) (net.Conn, net.Conn) {
 }
 
 func TestSmoke(t *testing.T) {
-	for _, mode := range []string{"passthrough", "terminate"} {
+	for _, mode := range []string{"loop", "stream", "terminate"} {
 		t.Run(mode, func(t *testing.T) {
-			r, err := New(Config{Mode: mode, Engine: "auto", CloseTimeout: time.Second})
+			cfg := Config{Mode: "passthrough", Engine: mode, CloseTimeout: time.Second}
+			if mode == "terminate" {
+				cfg.Mode, cfg.Engine = mode, "auto"
+			}
+			r, err := New(cfg)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,251 @@
+package relay
+
+import (
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// haveLoops: this system has an event loop.
+const haveLoops = true
+
+// loops are the event loops of a relay, one to each processor.
+type loops struct {
+	all []*loop
+}
+
+func newLoops() *loops {
+	ls := &loops{}
+	for range runtime.GOMAXPROCS(0) {
+		ls.all = append(ls.all, new(loop))
+	}
+	return ls
+}
+
+// add gives a session to the loop that has the fewest. It reports false, and has left both
+// connections as they were, where a loop cannot take it: one of them is not plain TCP,
+// or there is no descriptor left.
+func (ls *loops) add(s *loopSession, h Handover) bool {
+	c, ok := h.Client.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	u, ok := h.Upstream.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	least := ls.all[0]
+	for _, l := range ls.all[1:] {
+		if l.count.Load() < least.count.Load() {
+			least = l
+		}
+	}
+	return least.add(s, c, u)
+}
+
+// detach returns a second descriptor, owned by the caller and still
+// non-blocking, for a connection that stays in Go's poller until the net.Conn is closed.
+func detach(c *net.TCPConn) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if e := raw.Control(func(own uintptr) {
+		fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0)
+	}); e != nil {
+		return -1, e
+	}
+	return fd, err
+}
+
+// loop relays sessions with one goroutine, one epoll instance and one buffer.
+// Everything a session has is touched by that goroutine alone; others reach it
+// through the mailbox. It runs only while it has sessions.
+//
+// Descriptors are watched level-triggered. One read to a ready side and turn,
+// so that no session keeps the others waiting for longer than that.
+type loop struct {
+	count atomic.Int64 // sessions, those in the mailbox included
+
+	mu      sync.Mutex // guards what follows
+	running bool
+	mailbox []func()
+	epoll   int // valid while running
+	bell    int // an eventfd that wakes the loop for its mailbox; valid while running
+
+	// The goroutine's own.
+	now    moment // as of the last wake-up
+	wheel  wheel
+	table  []*loopSession // by the slot that an event names
+	free   []int32        // slots that are not in use
+	freed  []int32        // those of this turn: events of the turn may still name them
+	live   int
+	buf    []byte
+	events []unix.EpollEvent
+}
+
+const (
+	// loopRead is the size of a loop's buffer: what one read takes at most.
+	loopRead = 64 << 10
+	// loopEvents is how many ready descriptors one wait may report.
+	loopEvents = 256
+	// bellSlot is what an event of the bell names instead of a slot.
+	bellSlot = -1
+)
+
+func (l *loop) add(s *loopSession, c, u *net.TCPConn) bool {
+	cfd, err := detach(c)
+	if err != nil {
+		return false
+	}
+	ufd, err := detach(u)
+	if err != nil {
+		unix.Close(cfd)
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.running && l.start() != nil {
+		unix.Close(cfd)
+		unix.Close(ufd)
+		return false
+	}
+	// From here on the descriptors are the loop's. Closing the net.Conns takes
+	// the sockets out of Go's poller, deadlines and all, and leaves them open.
+	c.Close()
+	u.Close()
+	s.loop = l
+	s.fds = [2]int32{int32(cfd), int32(ufd)}
+	l.count.Add(1)
+	draining := s.relay.remember(s) // before it can end, and be forgotten
+	l.send(s.begin)
+	if draining {
+		l.send(func() { s.endNow(Drained, goingAway) })
+	}
+	return true
+}
+
+// start sets the loop going. The caller holds mu.
+func (l *loop) start() (err error) {
+	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return err
+	}
+	if l.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		unix.Close(l.epoll)
+		return err
+	}
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: bellSlot}
+	if err = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.bell, &event); err != nil {
+		unix.Close(l.bell)
+		unix.Close(l.epoll)
+		return err
+	}
+	l.running = true
+	go l.run()
+	return nil
+}
+
+// send has the loop call f. The caller holds mu, and the loop is running.
+func (l *loop) send(f func()) {
+	l.mailbox = append(l.mailbox, f)
+	if len(l.mailbox) == 1 {
+		unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	}
+}
+
+// post has the loop call f. A loop that does not run has no session that f
+// could be about.
+func (l *loop) post(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running {
+		l.send(f)
+	}
+}
+
+// run is the loop.
+func (l *loop) run() {
+	l.now = now()
+	l.wheel.tick = l.now / wheelTick
+	l.buf = make([]byte, loopRead)
+	l.events = make([]unix.EpollEvent, loopEvents)
+	for l.open() {
+		n, err := unix.EpollWait(l.epoll, l.events, l.timeout())
+		l.now = now()
+		if err != nil {
+			continue // EINTR: nothing else can happen to a wait of our own
+		}
+		for _, e := range l.events[:n] {
+			if e.Fd == bellSlot {
+				var b [8]byte
+				unix.Read(l.bell, b[:])
+				continue
+			}
+			if s := l.table[e.Fd]; s != nil {
+				s.ready(side(e.Pad), e.Events)
+			}
+		}
+		l.wheel.advance(l.now, (*loopSession).tick)
+		l.free = append(l.free, l.freed...)
+		l.freed = l.freed[:0]
+	}
+}
+
+// open empties the mailbox and reports whether the loop goes on. A loop that has
+// nothing to do stops and owns nothing.
+func (l *loop) open() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.mailbox) > 0 {
+		mail := l.mailbox
+		l.mailbox = nil
+		l.mu.Unlock()
+		for _, f := range mail {
+			f()
+		}
+		l.mu.Lock()
+	}
+	if l.live > 0 {
+		return true
+	}
+	unix.Close(l.bell)
+	unix.Close(l.epoll)
+	l.running = false
+	l.table, l.free, l.freed, l.buf, l.events = nil, nil, nil, nil, nil
+	return false
+}
+
+// timeout is the one for the next wait, in milliseconds; -1 is for ever.
+func (l *loop) timeout() int {
+	wait := l.wheel.wait(l.now)
+	if wait == never {
+		return -1
+	}
+	return int((wait + time.Millisecond - 1) / time.Millisecond)
+}
+
+// place gives a session a slot in the table.
+func (l *loop) place(s *loopSession) {
+	l.live++
+	if n := len(l.free); n > 0 {
+		s.slot = l.free[n-1]
+		l.free = l.free[:n-1]
+		l.table[s.slot] = s
+		return
+	}
+	s.slot = int32(len(l.table))
+	l.table = append(l.table, s)
+}
+
+// remove takes it back.
+func (l *loop) remove(s *loopSession) {
+	l.live--
+	l.count.Add(-1)
+	l.wheel.clear(s)
+	l.table[s.slot] = nil
+	l.freed = append(l.freed, s.slot)
+}
