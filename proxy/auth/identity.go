@@ -1,0 +1,141 @@
+package auth
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// An identityHeader tells the upstream one claim.
+type identityHeader struct {
+	claim string
+	name  string // canonical
+}
+
+// subjectClaim is the claim that is [Decision.Subject], named as in RFC 7519
+// section 4.1.2.
+const subjectClaim = "sub"
+
+// parseForward reads one pair of AUTH_FORWARD.
+func parseForward(entry string) (identityHeader, error) {
+	claim, name, _ := strings.Cut(entry, ":")
+	switch {
+	case claim == "" || !isToken(name):
+		return identityHeader{}, mistake("AUTH_FORWARD", entry, "is not a pair; want claim:Header, as sub:X-Auth-Subject")
+	case reserved(name):
+		return identityHeader{}, mistake("AUTH_FORWARD", entry, "names a header that the handshake or the proxy needs; want another")
+	case claim != subjectClaim:
+		return identityHeader{}, mistake("AUTH_FORWARD", entry, "names a claim that no built mode knows; want sub")
+	}
+	return identityHeader{claim, http.CanonicalHeaderKey(name)}, nil
+}
+
+// Clean deletes the headers of AUTH_FORWARD from h, in every spelling that a
+// server behind may take for them; a client must not name itself.
+func (a *Auth) Clean(h http.Header) {
+	for key := range h {
+		for _, id := range a.identity {
+			if sameHeader(key, id.name) {
+				delete(h, key)
+			}
+		}
+	}
+}
+
+// Set writes the headers of AUTH_FORWARD that d knows into h, in place of any
+// there. Call it last: a header that the client's Connection lists is removed
+// as hop-by-hop, and ours must not be (CVE-2024-45410). What d does not know,
+// and a pseudonym, is not written.
+func (a *Auth) Set(h http.Header, d Decision) {
+	for _, id := range a.identity {
+		value := d.Claims[id.claim]
+		if id.claim == subjectClaim {
+			value = d.Subject
+			if d.Pseudonym {
+				value = ""
+			}
+		}
+		if value != "" {
+			h[id.name] = []string{value}
+		}
+	}
+}
+
+// sameHeader reports whether servers may take a and b for one header. CGI and
+// its heirs (RFC 3875 section 4.1.18) turn - into _, and some turn everything
+// that is neither letter nor digit into it, so X.Auth_Subject arrives as
+// X-Auth-Subject (CVE-2026-88011).
+func sameHeader(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if foldByte(a[i]) != foldByte(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func foldByte(c byte) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		return c
+	}
+	return '_'
+}
+
+// reserved reports whether the handshake or the proxy itself needs the header,
+// so that neither a token nor an identity can stand in it.
+func reserved(name string) bool {
+	names := []string{
+		"Connection", "Content-Length", "Cookie", "Forwarded", "Host", "Keep-Alive", "Origin", "Proxy-Authorization",
+		"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Via", "X-Real-IP",
+	}
+	prefixes := []string{"Sec-WebSocket-", "X-Forwarded-"}
+	return slices.ContainsFunc(names, func(n string) bool { return sameHeader(n, name) }) ||
+		slices.ContainsFunc(prefixes, func(p string) bool {
+			return len(name) > len(p) && sameHeader(p, name[:len(p)])
+		})
+}
+
+// maxSubjectBytes bounds what a subject costs in every log line and limiter
+// key; the longest e-mail address has 254 bytes.
+const maxSubjectBytes = 256
+
+var errSubject = errors.New("the answer's subject is longer than 256 bytes or has characters that no header may carry")
+
+// checkSubject returns errSubject unless s may stand in a header and a log line.
+func checkSubject(s string) error {
+	if len(s) > maxSubjectBytes || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return errSubject
+	}
+	return nil
+}
+
+// pseudonyms is the key by which tokens become subjects. It is made anew in
+// every process and never leaves it, so a pseudonym in a log cannot be used to
+// try out tokens.
+type pseudonyms [sha256.Size]byte
+
+func newPseudonyms() (p pseudonyms) {
+	rand.Read(p[:]) // never fails (Go 1.24)
+	return p
+}
+
+// of returns the pseudonym of token. Half of the HMAC-SHA256 is kept: 128 bits
+// do not collide, and the subject is in every log line.
+func (p *pseudonyms) of(token string) string {
+	mac := hmac.New(sha256.New, p[:])
+	mac.Write([]byte(token))
+	return "hmac-" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+}

@@ -1,0 +1,76 @@
+package auth
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxDelta is what RFC 9111 section 1.2.2 takes for seconds that are too many
+// to count.
+const maxDelta = 1 << 31
+
+// holdsUntil returns until when an answer with the headers h holds, if it was
+// asked for at asked; zero: open-ended. Its lifetime is max-age or else Expires
+// (RFC 9111 section 4.2.1). One of zero or less, no-store and no-cache are what
+// every framework puts on dynamic answers: they forbid keeping the answer and
+// do not limit the session.
+func holdsUntil(h http.Header, asked time.Time) time.Time {
+	lifetime := freshness(h, asked)
+	if lifetime <= 0 {
+		return time.Time{}
+	}
+	// A cache on the way may have used up part of it, or all (section 4.2.3).
+	age, _ := seconds(h.Get("Age"))
+	return asked.Add(max(lifetime-age, 0))
+}
+
+// freshness returns the lifetime that h states, zero when it states none.
+func freshness(h http.Header, asked time.Time) time.Duration {
+	if d, ok := maxAge(h); ok {
+		return d // overrides Expires, section 5.3
+	}
+	expires, err := http.ParseTime(h.Get("Expires"))
+	if err != nil {
+		return 0 // Expires: 0 is usual and means the past, section 5.3
+	}
+	// By the endpoint's own clock where it tells it, which may differ from ours.
+	date, err := http.ParseTime(h.Get("Date"))
+	if err != nil {
+		date = asked
+	}
+	return expires.Sub(date)
+}
+
+// maxAge returns the max-age of h's Cache-Control and whether there is one. Of
+// several the smallest above zero counts, the one that ends a session first; an
+// invalid one counts as zero.
+func maxAge(h http.Header) (age time.Duration, ok bool) {
+	for _, line := range h["Cache-Control"] {
+		for directive := range strings.SplitSeq(line, ",") {
+			name, value, _ := strings.Cut(strings.Trim(directive, " \t"), "=")
+			if !strings.EqualFold(name, "max-age") {
+				continue
+			}
+			ok = true
+			// Quotes are wrong and yet to be understood, section 5.2.
+			if d, valid := seconds(strings.Trim(value, `"`)); valid && d > 0 && (age == 0 || d < age) {
+				age = d
+			}
+		}
+	}
+	return age, ok
+}
+
+// seconds reads the delta-seconds of RFC 9111 section 1.2.2.
+func seconds(s string) (d time.Duration, ok bool) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n > maxDelta {
+		n = maxDelta // all digits, so the error is that of range
+	}
+	return time.Duration(n) * time.Second, true
+}
