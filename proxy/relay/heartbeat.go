@@ -25,7 +25,7 @@ func (p *policy) heartbeat(s side, now moment) {
 		return
 	}
 	switch {
-	case o.unsent, e.wantPing, e.pinging:
+	case o.unsent, p.throttled(s), e.wantPing, e.pinging:
 		// We do not listen, or our ping is not out: silence means nothing yet.
 		p.wakeBy(now + p.pingInterval)
 	case e.deadline != 0:

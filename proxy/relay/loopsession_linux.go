@@ -62,7 +62,8 @@ func (s *loopSession) ready(on side, events uint32) {
 func (s *loopSession) read(from side) {
 	buf := s.loop.buf
 	n := s.policy.carried(from, buf)
-	m, err := unix.Read(int(s.fds[from]), buf[n:])
+	most := min(s.policy.allowance(from, s.loop.now), len(buf)-n)
+	m, err := unix.Read(int(s.fds[from]), buf[n:n+most])
 	switch {
 	case m > 0:
 		s.pass(from, buf[:n+m])
@@ -85,7 +86,7 @@ func (s *loopSession) pass(from side, b []byte) {
 		s.write(to, out)
 		if len(b) > 0 {
 			s.insert(to)
-			if len(s.pending[to]) > 0 {
+			if !s.flows(from) {
 				s.unread[from] = bytes.Clone(b)
 				return
 			}
@@ -93,9 +94,14 @@ func (s *loopSession) pass(from side, b []byte) {
 	}
 }
 
-// resume shows the policy what was read before the other side stopped taking.
+// flows reports whether what a side sends can go on now.
+func (s *loopSession) flows(from side) bool {
+	return len(s.pending[from.other()]) == 0 && !s.policy.throttled(from)
+}
+
+// resume shows the policy what was read before it could go on.
 func (s *loopSession) resume(from side) {
-	if b := s.unread[from]; len(b) > 0 && len(s.pending[from.other()]) == 0 {
+	if b := s.unread[from]; len(b) > 0 && s.flows(from) {
 		s.unread[from] = nil
 		s.pass(from, b)
 	}
@@ -186,7 +192,7 @@ func (s *loopSession) watch(on side) {
 		return
 	}
 	var want uint32
-	if !s.policy.ends[on].eof && len(s.pending[on.other()]) == 0 && len(s.unread[on]) == 0 {
+	if !s.policy.ends[on].eof && s.flows(on) && len(s.unread[on]) == 0 {
 		want |= unix.EPOLLIN
 	}
 	if len(s.pending[on]) > 0 {
@@ -225,6 +231,7 @@ func (s *loopSession) finish() {
 
 func (s *loopSession) tick() {
 	s.policy.tick(s.loop.now)
+	s.resume(client) // it may have been throttled
 	s.settle()
 }
 

@@ -47,6 +47,7 @@ type policy struct {
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
 	started moment
 	active  moment // when a data frame's bytes last came, from either side
+	meter   meter  // of what the client may send
 	nonce   uint64 // our pings carry nonce+1, nonce+2, ...
 	reason  Reason // why the session ends; empty while it does not
 	code    int
@@ -115,16 +116,21 @@ func (p *policy) carried(s side, buf []byte) int {
 
 // receive takes bytes that came from side s. It returns out, what is to be
 // written to the other side, and rest, which must be shown to it again after
-// out, and then what insertion gives, have been handed over. Both alias b,
-// which is overwritten.
+// out, and then what insertion gives, have been handed over, and s is not
+// throttled any more. Both alias b, which is overwritten.
 //
 // When terminating, out goes to the library instead, and holds data frames only.
 func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 	from, to := &p.ends[s], &p.ends[s.other()]
 	p.heard(s, now)
+	limited := s == client && (p.perMessage > 0 || p.perByte > 0)
 	n := 0 // how much of b goes on; it stands at its start
 	for at := 0; at < len(b) && !from.inClosed; {
 		if !p.terminate && to.due() && !from.in.Inside() {
+			rest = b[at:]
+			break
+		}
+		if limited && !from.in.Inside() && !p.admit(b[at:], now) {
 			rest = b[at:]
 			break
 		}
@@ -136,6 +142,9 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 		if part.Size == 0 {
 			from.carry = append(from.carry, b[at:]...)
 			break
+		}
+		if limited {
+			p.take(part, now)
 		}
 		wire := b[at : at+part.Size]
 		pass := true
@@ -393,6 +402,7 @@ func (p *policy) tick(now moment) {
 	if p.reason == "" {
 		p.lifetime(now)
 	}
+	p.thaw(now)
 	for s := range side(2) {
 		e := &p.ends[s]
 		if e.gone {

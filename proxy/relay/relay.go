@@ -43,6 +43,18 @@ type Config struct {
 	// either side, in payload bytes as on the wire. 0: no limit; 1 MiB when
 	// terminating, where a message is held in memory.
 	MessageMaxBytes int64 `env:"MESSAGE_MAX_BYTES" envDefault:"0"`
+	// LimitAction is what becomes of a client that sends more than the rates
+	// below: "close", with 1008; or "throttle": it is read more slowly, and
+	// nothing is lost.
+	LimitAction string `env:"MESSAGE_LIMIT_ACTION" envDefault:"close"`
+
+	// MessageRate is how many messages a client may send per second, in
+	// bursts of MessageBurst, which must then be positive; control frames and continuation
+	// frames under 126 bytes count as messages. MessageByteRate is how many
+	// payload bytes, in bursts of one second's worth. 0: no limit.
+	MessageRate     float64 `env:"-"`
+	MessageBurst    int     `env:"-"`
+	MessageByteRate float64 `env:"-"`
 }
 
 // Reason says why a session ended.
@@ -61,6 +73,7 @@ const (
 	UpstreamFraming Reason = "upstream_framing" //
 	ClientTooBig    Reason = "client_too_big"   // it sent a message beyond MessageMaxBytes
 	UpstreamTooBig  Reason = "upstream_too_big" //
+	ClientRate      Reason = "client_rate"      // it sent more than MessageRate or MessageByteRate
 	Idle            Reason = "idle"             // IdleTimeout
 	SessionLimit    Reason = "session_limit"    // SessionMax
 	Drained         Reason = "drain"            // Drain
@@ -70,7 +83,8 @@ const (
 // Reasons are all of them.
 var Reasons = []Reason{
 	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
-	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, Idle, SessionLimit, Drained, Forced,
+	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate,
+	Idle, SessionLimit, Drained, Forced,
 }
 
 // Traffic is what one side has sent.
@@ -129,9 +143,10 @@ type rules struct {
 	idleTimeout  moment
 	sessionMax   moment
 	closeTimeout moment
-	plain        [2]frame.Rules // what each side must obey without extensions,
-	deflate      [2]frame.Rules // with permessage-deflate,
-	unknown      [2]frame.Rules // with an extension that is not known here
+	limits
+	plain   [2]frame.Rules // what each side must obey without extensions,
+	deflate [2]frame.Rules // with permessage-deflate,
+	unknown [2]frame.Rules // with an extension that is not known here
 }
 
 // defaultTerminateMax bounds a message where it is held in memory.
@@ -177,6 +192,9 @@ func New(c Config) (*Relay, error) {
 	if c.MessageMaxBytes < 0 {
 		wrong("MESSAGE_MAX_BYTES", c.MessageMaxBytes, "a number of bytes, or 0 for no limit")
 	}
+	if c.LimitAction != "close" && c.LimitAction != "throttle" {
+		wrong("MESSAGE_LIMIT_ACTION", c.LimitAction, "close or throttle")
+	}
 	if errs != nil {
 		return nil, errors.Join(errs...)
 	}
@@ -188,6 +206,7 @@ func New(c Config) (*Relay, error) {
 		idleTimeout:  c.IdleTimeout,
 		sessionMax:   c.SessionMax,
 		closeTimeout: c.CloseTimeout,
+		limits:       newLimits(c),
 	}
 	largest := c.MessageMaxBytes
 	if r.terminate && largest == 0 {

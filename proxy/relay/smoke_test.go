@@ -36,7 +36,7 @@ func pairOf(t *testing.T) (net.Conn, net.Conn) {
 func TestSmoke(t *testing.T) {
 	for _, mode := range []string{"loop", "stream", "terminate"} {
 		t.Run(mode, func(t *testing.T) {
-			cfg := Config{Mode: "passthrough", Engine: mode, CloseTimeout: time.Second}
+			cfg := Config{Mode: "passthrough", Engine: mode, CloseTimeout: time.Second, LimitAction: "close"}
 			if mode == "terminate" {
 				cfg.Mode, cfg.Engine = mode, "auto"
 			}

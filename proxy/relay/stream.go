@@ -31,6 +31,7 @@ type stream struct {
 	policy policy
 	timer  *time.Timer // runs tick
 	armed  moment      // when it fires
+	thawed sync.Cond   // of mu: a throttled side may be read again
 	closed [2]bool     // somebody closes that side's connection, or has
 	open   int         // connections that have not been closed
 }
@@ -39,6 +40,7 @@ func newStream(r *Relay, h Handover) *stream {
 	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), rand.Uint64(), now())
 	s.armed = never
+	s.thawed.L = &s.mu
 	s.timer = time.AfterFunc(time.Duration(never), s.tick)
 	if r.terminate {
 		s.over = make(chan struct{})
@@ -85,10 +87,23 @@ func (s *stream) pass(from side, b []byte) {
 		s.write(to, out)
 		if len(rest) > 0 {
 			s.insert(to)
+			s.turn[to].Unlock()
+			s.thaw(from)
+			s.turn[to].Lock()
 		}
 	}
 	s.turn[to].Unlock()
 	s.settle()
+}
+
+// thaw waits while a side is throttled.
+func (s *stream) thaw(from side) {
+	s.settle() // it may end what is waited for
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.policy.throttled(from) && s.open > 0 {
+		s.thawed.Wait()
+	}
 }
 
 // write writes what the policy has handed out for a side, and tells it. The
@@ -135,6 +150,9 @@ func (s *stream) settle() {
 	if wake := s.policy.wake; wake < s.armed && s.open > 0 {
 		s.armed = wake
 		s.timer.Reset(wake - now())
+	}
+	if !s.policy.throttled(client) {
+		s.thawed.Broadcast()
 	}
 	for to := range side(2) {
 		if s.policy.wants(to) && !s.closed[to] {
@@ -186,6 +204,7 @@ func (s *stream) closeGone(to side) bool {
 	s.mu.Lock()
 	s.open--
 	last := s.open == 0
+	s.thawed.Broadcast()
 	end := s.policy.summary(now())
 	s.mu.Unlock()
 	if last {
@@ -248,8 +267,9 @@ func (r *reader) read(s *stream, from side) ([]byte, error) {
 	}
 	s.mu.Lock()
 	carried := s.policy.carried(from, buf)
+	most := min(s.policy.allowance(from, now()), len(buf)-carried)
 	s.mu.Unlock()
-	n, err := s.conns[from].Read(buf[carried:])
+	n, err := s.conns[from].Read(buf[carried : carried+most])
 	n += carried
 	switch {
 	case r.large == nil && n == smallRead:

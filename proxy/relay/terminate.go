@@ -104,7 +104,7 @@ func (c *inner) Read(b []byte) (int, error) {
 		c.s.mu.Lock()
 		c.ready, c.rest = c.s.policy.receive(c.side, c.rest, now())
 		c.s.mu.Unlock()
-		c.s.settle()
+		c.s.thaw(c.side)
 	}
 	n := copy(b, c.ready)
 	c.ready = c.ready[n:]
