@@ -1,0 +1,162 @@
+//go:build linux
+
+package main
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"text/template"
+
+	"github.com/koding/websocketproxy"
+)
+
+// contestant is a proxy to be measured.
+type contestant struct {
+	name  string // for -only, and short
+	title string // in the tables
+	// auth says that the upgrade is authenticated; the others can't do it, and are measured without.
+	auth bool
+	// only is the one measure it takes part in; empty: all.
+	only string
+	// command makes its configuration in an empty folder. An error that wraps errAbsent leaves the contestant out.
+	command func(s site) (command, error)
+}
+
+// site is where a contestant is put up.
+type site struct {
+	folder  string         // its own, empty
+	listen  netip.AddrPort // where it is to take connections
+	echo    netip.AddrPort // the backend and token endpoint
+	program string         // this module's, built
+	self    string         // a copy of this program: processes of the same file would share the memory that it takes
+}
+
+// errAbsent: the program is not on this machine.
+var errAbsent = errors.New("not found")
+
+// contestants in the order of the table's columns. direct is no proxy at all: what the client and the backend take.
+var contestants = []contestant{
+	{name: "loop", title: "Portcullis, loop", auth: true, command: portcullis("RELAY_ENGINE=loop")},
+	{name: "stream", title: "Portcullis, stream", auth: true, command: portcullis("RELAY_ENGINE=stream")},
+	{name: "cached", title: "Portcullis, loop, answers cached", auth: true, only: "upgrade",
+		command: portcullis("RELAY_ENGINE=loop", "AUTH_CACHE_TTL=60s")},
+	{name: "nginx", title: "nginx", auth: true, command: nginx},
+	{name: "haproxy", title: "HAProxy", command: haproxy},
+	{name: "reverseproxy", title: "httputil.ReverseProxy", command: peer("reverseproxy")},
+	{name: "koding", title: "koding/websocketproxy", command: peer("koding")},
+	{name: "direct", title: "no proxy", only: "latency"},
+}
+
+func (c contestant) isPortcullis() bool { return strings.HasPrefix(c.title, "Portcullis") }
+
+// portcullis runs as shipped but for the limits on upgrades, which are per address: here they all come from one.
+func portcullis(settings ...string) func(site) (command, error) {
+	return func(s site) (command, error) {
+		return command{path: s.program, addr: s.listen, env: append([]string{
+			"LISTEN_ADDR=" + s.listen.String(),
+			"ADMIN_ADDR=",
+			"UPSTREAM_URL=ws://" + s.echo.String(),
+			"AUTH_URL=http://" + s.echo.String() + "/token",
+			"RATE_UPGRADES_PER_IP=0",
+			"RATE_AUTH_FAILURES_PER_IP=0",
+			"DRAIN_TIMEOUT=1s",
+		}, settings...)}, nil
+	}
+}
+
+var (
+	//go:embed nginx.conf
+	nginxConf string
+	//go:embed haproxy.cfg
+	haproxyConf string
+)
+
+func nginx(s site) (command, error) {
+	path, err := find("nginx")
+	if err != nil {
+		return command{}, err
+	}
+	conf := filepath.Join(s.folder, "nginx.conf")
+	return command{
+		path: path, addr: s.listen,
+		args: []string{"-e", "stderr", "-p", s.folder, "-c", conf},
+	}, s.configure(conf, nginxConf)
+}
+
+func haproxy(s site) (command, error) {
+	path, err := find("haproxy")
+	if err != nil {
+		return command{}, err
+	}
+	conf := filepath.Join(s.folder, "haproxy.cfg")
+	return command{path: path, addr: s.listen, args: []string{"-db", "-f", conf}}, s.configure(conf, haproxyConf)
+}
+
+// find looks in PATH, and where Debian's packages put servers, which is not in everybody's PATH.
+func find(program string) (string, error) {
+	if path, err := exec.LookPath(program); err == nil {
+		return path, nil
+	}
+	if path, err := exec.LookPath("/usr/sbin/" + program); err == nil {
+		return path, nil
+	}
+	return "", fmt.Errorf("%s: %w", program, errAbsent)
+}
+
+// configure writes a configuration from its template.
+func (s site) configure(name, text string) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return template.Must(template.New("").Parse(text)).Execute(f, map[string]any{
+		"Folder":      s.folder,
+		"Listen":      s.listen,
+		"Echo":        s.echo,
+		"Token":       token,
+		"Cores":       runtime.NumCPU(),
+		"Root":        os.Geteuid() == 0,
+		"Descriptors": descriptorLimit(),
+		// HAProxy wants two descriptors per connection and some of its own.
+		"Sessions": (descriptorLimit() - 500) / 2,
+	})
+}
+
+// peers are the Go libraries, each behind the few lines of their own documentation.
+var peers = map[string]func(echo netip.AddrPort) http.Handler{
+	"reverseproxy": func(echo netip.AddrPort) http.Handler {
+		target := &url.URL{Scheme: "http", Host: echo.String()}
+		return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	},
+	"koding": func(echo netip.AddrPort) http.Handler {
+		return websocketproxy.NewProxy(&url.URL{Scheme: "ws", Host: echo.String()})
+	},
+}
+
+// peer is this program started again to serve one of peers.
+func peer(name string) func(site) (command, error) {
+	return func(s site) (command, error) {
+		return command{path: s.self, addr: s.listen, args: []string{name, s.listen.String(), s.echo.String()}}, nil
+	}
+}
+
+// servePeer takes the addresses to listen on and of the backend.
+func servePeer(name string, args []string) error {
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	return http.Serve(l, peers[name](netip.MustParseAddrPort(args[1])))
+}

@@ -1,0 +1,228 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// effort is how long everything is measured.
+type effort struct {
+	rounds       int
+	warmUp       time.Duration // of every echo measure
+	window       time.Duration // of every echo measure
+	upgrades     int
+	sessions     int           // idle ones
+	memoryRounds int           // memory takes longest and varies least
+	pause        time.Duration // between the last message and the reading of the memory
+}
+
+var (
+	full = effort{rounds: 9, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 3000, sessions: 8000,
+		memoryRounds: 3, pause: 3 * time.Second}
+	// quick shows that everything works; its figures are not to be quoted.
+	quick = effort{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500,
+		memoryRounds: 1, pause: 200 * time.Millisecond}
+)
+
+// measure is one thing done to a contestant, and the figures that it yields.
+type measure struct {
+	name   string // for -measures
+	rows   []string
+	fresh  bool // wants a process that has done nothing yet
+	rounds int
+	run    func(context.Context, subject) ([]float64, error) // one figure per row; less is better
+}
+
+// subject is a running contestant.
+type subject struct {
+	addr netip.AddrPort
+	used usage
+}
+
+// greet opens one session and echoes one message: a proxy is ready, with all its processes, when that has worked.
+func (s subject) greet(ctx context.Context) error {
+	l, err := newLoad(s.addr, "/")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := l.open(ctx, 1); err != nil {
+		return err
+	}
+	return l.once(ctx, newMessage(64))
+}
+
+const (
+	rowStream  = "CPU per MiB streamed (µs)"
+	rowUpgrade = "CPU per authenticated upgrade (µs)"
+	rowFresh   = "Memory of the fresh process (MiB)"
+	rowIdle    = "Memory per idle session (KiB)"
+	rowP50     = "Echo at 64 connections, p50 (µs)"
+	rowP99     = "Echo at 64 connections, p99 (µs)"
+)
+
+func rowMessage(size, conns int) string {
+	name := fmt.Sprintf("%d B", size)
+	if size >= 1024 {
+		name = fmt.Sprintf("%d KiB", size/1024)
+	}
+	return fmt.Sprintf("CPU per message of %s, %d connections (µs)", name, conns)
+}
+
+func measures(e effort) []measure {
+	var all []measure
+	for _, size := range []int{64, 4096} {
+		for _, conns := range []int{8, 64, 512} {
+			all = append(all, measure{name: "message", rows: []string{rowMessage(size, conns)}, rounds: e.rounds, run: e.message(size, conns)})
+		}
+	}
+	return append(all,
+		measure{name: "stream", rows: []string{rowStream}, rounds: e.rounds, run: e.stream},
+		measure{name: "latency", rows: []string{rowP50, rowP99}, rounds: e.rounds, run: e.latency},
+		measure{name: "upgrade", rows: []string{rowUpgrade}, rounds: e.rounds, run: e.upgrade},
+		measure{name: "memory", rows: []string{rowFresh, rowIdle}, rounds: e.memoryRounds, fresh: true, run: e.memory},
+	)
+}
+
+func (e effort) message(size, conns int) func(context.Context, subject) ([]float64, error) {
+	return func(ctx context.Context, s subject) ([]float64, error) {
+		got, err := e.echo(ctx, s, newMessage(size), conns)
+		if err != nil {
+			return nil, err
+		}
+		return []float64{micros(got.cpu) / float64(len(got.latency))}, nil
+	}
+}
+
+// stream echoes large messages: a MiB has gone through the proxy twice, there and back.
+func (e effort) stream(ctx context.Context, s subject) ([]float64, error) {
+	m := newMessage(256 << 10)
+	got, err := e.echo(ctx, s, m, 8)
+	if err != nil {
+		return nil, err
+	}
+	return []float64{micros(got.cpu) / (float64(len(got.latency)*m.payload) / (1 << 20))}, nil
+}
+
+func (e effort) latency(ctx context.Context, s subject) ([]float64, error) {
+	got, err := e.echo(ctx, s, newMessage(64), 64)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(got.latency)
+	return []float64{micros(quantile(got.latency, 0.50)), micros(quantile(got.latency, 0.99))}, nil
+}
+
+// echoes is what was seen in one window.
+type echoes struct {
+	cpu     time.Duration   // that the proxy used
+	latency []time.Duration // of each echo
+}
+
+func (e effort) echo(ctx context.Context, s subject, m message, conns int) (echoes, error) {
+	l, err := newLoad(s.addr, "/")
+	if err != nil {
+		return echoes{}, err
+	}
+	defer l.close()
+	if err := l.open(ctx, conns); err != nil {
+		return echoes{}, err
+	}
+	var got echoes
+	p := pingPong{message: m, warmUp: e.warmUp, window: e.window, mark: func() error {
+		cpu, err := s.used.cpu()
+		got.cpu = cpu - got.cpu
+		return err
+	}}
+	if err := p.run(ctx, l); err != nil {
+		return echoes{}, err
+	}
+	got.latency = p.latency
+	return got, nil
+}
+
+// gated is the path where nginx authenticates. Elsewhere it need not, since what auth_request takes from its pool of
+// memory it keeps for as long as the session lasts. All others make no difference.
+const gated = "/gated"
+
+func (e effort) upgrade(ctx context.Context, s subject) ([]float64, error) {
+	l, err := newLoad(s.addr, gated)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	if err := l.churn(ctx, e.upgrades/10); err != nil { // warm-up: the pool of connections to the token endpoint fills
+		return nil, err
+	}
+	before, err := s.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.churn(ctx, e.upgrades); err != nil {
+		return nil, err
+	}
+	after, err := s.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []float64{micros(after-before) / float64(e.upgrades)}, nil
+}
+
+// settled is the CPU time once the proxy has done with what it was given: closing the last sessions is part of them.
+func (s subject) settled(ctx context.Context) (time.Duration, error) {
+	const still = 20 * time.Millisecond
+	last, err := s.used.cpu()
+	for range 50 {
+		if err != nil {
+			return 0, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(still):
+		}
+		cpu := last
+		last, err = s.used.cpu()
+		if last-cpu < still/200 {
+			break
+		}
+	}
+	return last, err
+}
+
+// memory opens sessions on a process that has done nothing yet, lets each echo one message, waits, and reads how much
+// the process has grown.
+func (e effort) memory(ctx context.Context, s subject) ([]float64, error) {
+	l, err := newLoad(s.addr, "/")
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	before, err := s.used.memory()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.open(ctx, e.sessions); err != nil {
+		return nil, err
+	}
+	if err := l.once(ctx, newMessage(64)); err != nil {
+		return nil, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(e.pause):
+	}
+	after, err := s.used.memory()
+	if err != nil {
+		return nil, err
+	}
+	return []float64{float64(before) / (1 << 20), float64(after-before) / 1024 / float64(e.sessions)}, nil
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -1,0 +1,180 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+)
+
+// entrant is a contestant that runs.
+type entrant struct {
+	contestant
+	subject
+	process *process // nil: no proxy
+}
+
+func (e *entrant) stop() {
+	if e.process != nil {
+		e.process.stop()
+	}
+}
+
+// round measures everything once: each measure on all contestants in turn, so that what else the machine does meanwhile
+// falls on them alike. Each round begins with another one, so that none always follows the same.
+func (b *bench) round(ctx context.Context, round int) error {
+	first := round % len(b.contestants)
+	order := slices.Concat(b.contestants[first:], b.contestants[:first])
+
+	var shared, fresh []measure
+	for _, m := range b.measures {
+		switch {
+		case round >= m.rounds:
+		case m.fresh:
+			fresh = append(fresh, m)
+		default:
+			shared = append(shared, m)
+		}
+	}
+	if err := b.together(ctx, round, order, shared); err != nil {
+		return err
+	}
+	return b.alone(ctx, round, order, fresh)
+}
+
+// together starts all contestants, for measures to which the others, idle, make no difference.
+func (b *bench) together(ctx context.Context, round int, order []contestant, measures []measure) error {
+	var entrants []*entrant
+	defer func() {
+		for _, e := range entrants {
+			e.stop()
+		}
+	}()
+	for _, c := range order {
+		if !slices.ContainsFunc(measures, c.takes) {
+			continue
+		}
+		e, err := b.enter(ctx, c)
+		if err := b.judge(ctx, c, err); err != nil {
+			return err
+		}
+		if e != nil {
+			entrants = append(entrants, e)
+		}
+	}
+	for _, m := range measures {
+		for _, e := range entrants {
+			if !e.takes(m) {
+				continue
+			}
+			if err := b.judge(ctx, e.contestant, b.run(ctx, round, e, m)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// alone starts one contestant after the other, anew for each measure.
+func (b *bench) alone(ctx context.Context, round int, order []contestant, measures []measure) error {
+	for _, m := range measures {
+		for _, c := range order {
+			if !c.takes(m) {
+				continue
+			}
+			e, err := b.enter(ctx, c)
+			if e != nil {
+				err = b.run(ctx, round, e, m)
+				e.stop()
+			}
+			if err := b.judge(ctx, c, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c contestant) takes(m measure) bool { return c.only == "" || c.only == m.name }
+
+// enter starts a contestant and passes one session through it. It returns nil for one that was found absent before.
+func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
+	if b.absent[c.name] {
+		return nil, nil
+	}
+	if c.command == nil {
+		return &entrant{contestant: c, subject: subject{addr: b.echo}}, nil
+	}
+	folder, err := os.MkdirTemp(b.folder, c.name+"-")
+	if err != nil {
+		return nil, err
+	}
+	listen, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	command, err := c.command(site{folder: folder, listen: listen, echo: b.echo, program: b.program, self: b.self})
+	if err != nil {
+		return nil, err
+	}
+	process, err := start(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	e := &entrant{contestant: c, subject: subject{addr: listen}, process: process}
+	if err := e.greet(ctx); err != nil {
+		e.stop()
+		return nil, fmt.Errorf("first session: %w", err)
+	}
+	if e.used, err = usageOf(process.pid()); err != nil {
+		e.stop()
+		return nil, fmt.Errorf("find its processes: %w", err)
+	}
+	return e, nil
+}
+
+func (b *bench) run(ctx context.Context, round int, e *entrant, m measure) error {
+	figures, err := m.run(ctx, e.subject)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.rows[0], err)
+	}
+	for i, row := range m.rows {
+		b.results.add(row, e.name, round, figures[i])
+		fmt.Fprintf(b.progress, "round %d of %d: %s: %s %s\n", round+1, b.effort.rounds, row, e.name, figure(figures[i], ""))
+	}
+	return nil
+}
+
+// badSettings is Portcullis's exit code for settings that can't be had: an engine or a feature that this build lacks.
+const badSettings = 2
+
+// judge leaves out a contestant that this machine or this build does not have, and counts any other error. What it
+// returns ends the run.
+func (b *bench) judge(ctx context.Context, c contestant, err error) error {
+	var exit *exitError
+	switch {
+	case err == nil, ctx.Err() != nil:
+	case errors.Is(err, errAbsent), c.isPortcullis() && errors.As(err, &exit) && exit.code == badSettings:
+		fmt.Fprintf(b.progress, "%s is left out: %v\n", c.title, err)
+		b.absent[c.name] = true
+	default:
+		fmt.Fprintf(b.progress, "%s failed: %v\n", c.title, err)
+		b.failed++
+	}
+	return ctx.Err()
+}
+
+// freeAddr is a loopback address that nobody listens on, for programs that can't tell which port they were given.
+func freeAddr() (netip.AddrPort, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	defer l.Close()
+	return netip.ParseAddrPort(l.Addr().String())
+}
