@@ -1,0 +1,173 @@
+// Package ratelimit decides how often and how many: upgrades in a time, failed
+// authentications in a time, sessions at once. It knows keys and clocks, not
+// HTTP: what to answer, and with how much jitter, is the caller's.
+//
+// # What is limited
+//
+//	by            how often (token buckets)                how many at once
+//	address       UpgradeFromAddress, Attempt (failures)   SessionsFull, Open
+//	subject       UpgradeOfSubject                         Open
+//	all together  UpgradeGlobal                            SessionsFull, Open
+//
+// An address is a key made by [AddressKey]; a subject is the name that the
+// verifier gave the client, of any length, "" for a client without one. Each
+// limit stands alone and is off until [Config] sets it.
+//
+// A gate asks from cheap to costly, and takes a slot only for a client that
+// has been authenticated:
+//
+//	UpgradeFromAddress, FailuresLeft, UpgradeGlobal, SessionsFull   before authentication
+//	Attempt ... Charge or Release                                   around the call to the verifier
+//	UpgradeOfSubject, Open                                          once the subject is known
+//	Slot.Release                                                    when the session has ended
+//
+// # Time
+//
+// The questions that never wait take the time as a parameter. Their answer is
+// whether the event may happen at that time and, if not, how long until a
+// token is there. A refusal takes no token, so a client that keeps knocking
+// does not push its own return further away. [Limits.Attempt] may wait, and so
+// reads the clock itself.
+//
+// # Memory
+//
+// Everything here that is kept by address or subject is bounded, whatever
+// clients send. Token buckets live in tables of 65,536, some 20 MiB each when
+// full. A full table keeps every client that it knows to its limit, and lets
+// those for whom it has no place share one bucket. Sessions and
+// authentication calls are counted per key only while they are under way, so
+// those counters are bounded by the connections that are open.
+package ratelimit
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// tableSize is the most buckets in a table. What must fit is the clients that
+// have spent a token and not yet got it back: at 20/s, the 65,536 that have
+// come within the last 50 ms.
+const tableSize = 1 << 16
+
+// Limits are the limits of one gate. They are safe for use by any number of
+// goroutines. Make them with [New].
+type Limits struct {
+	// nil: no limit.
+	addresses *buckets[netip.Prefix]
+	subjects  *buckets[subjectKey]
+	global    *rate.Limiter
+	failures  *failures
+
+	sessions *sessions
+
+	policy     string
+	perSubject bool
+}
+
+// New makes the limits that c describes. Its error joins every mistake in c,
+// one line each, beginning with the variable's name.
+func New(c Config) (*Limits, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	l := &Limits{
+		sessions:   newSessions(c),
+		perSubject: c.UpgradesPerSubject.N > 0 || c.SessionsPerSubject > 0,
+	}
+	if r := c.UpgradesPerIP; r.N > 0 {
+		l.addresses = newBuckets[netip.Prefix](r.limit(), r.burst(c.UpgradesPerIPBurst), tableSize)
+		l.policy = fmt.Sprintf(`"upgrades";q=%d;w=%d`, r.N, r.Per/time.Second)
+	}
+	if r := c.UpgradesPerSubject; r.N > 0 {
+		l.subjects = newBuckets[subjectKey](r.limit(), r.burst(c.UpgradesPerSubjectBurst), tableSize)
+	}
+	if r := c.Upgrades; r.N > 0 {
+		l.global = rate.NewLimiter(r.limit(), r.burst(c.UpgradesBurst))
+	}
+	if r := c.AuthFailuresPerIP; r.N > 0 {
+		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.burst(c.AuthFailuresPerIPBurst), tableSize))
+	}
+	return l, nil
+}
+
+// UpgradeFromAddress takes one of the address's upgrade tokens. If there is
+// none, ok is false and wait is how long until there is one.
+func (l *Limits) UpgradeFromAddress(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
+	if l.addresses == nil {
+		return 0, true
+	}
+	return l.addresses.take(key, now)
+}
+
+// UpgradeGlobal takes one of the upgrade tokens that all clients share. If
+// there is none, ok is false and wait is how long until there is one.
+func (l *Limits) UpgradeGlobal(now time.Time) (wait time.Duration, ok bool) {
+	if l.global == nil {
+		return 0, true
+	}
+	return take(l.global, now)
+}
+
+// UpgradeOfSubject takes one of the subject's upgrade tokens. If there is
+// none, ok is false and wait is how long until there is one. The subject "" is
+// nobody's and is not limited.
+func (l *Limits) UpgradeOfSubject(subject string, now time.Time) (wait time.Duration, ok bool) {
+	if l.subjects == nil || subject == "" {
+		return 0, true
+	}
+	return l.subjects.take(keyOf(subject), now)
+}
+
+// FailuresLeft reports whether the address may still try a credential, and if
+// not, in how long. It takes nothing and never waits: it is the cheap no before
+// the work of authentication. A yes promises nothing; [Limits.Attempt] decides.
+func (l *Limits) FailuresLeft(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
+	if l.failures == nil {
+		return 0, true
+	}
+	return l.failures.left(key, now)
+}
+
+// Attempt asks to try one credential of a client at this address. The caller
+// may ask the verifier once Attempt has returned an [Attempt], which it must
+// end.
+//
+// An address may have as many attempts under way as it has failure tokens, so
+// that guessing in parallel gains nothing over guessing in turn. Further
+// attempts wait, first come first served, until one under way is released, a
+// token comes back, or ctx ends. The error is a [*BudgetError] when the
+// failures are used up, at once or while waiting; otherwise it is ctx.Err().
+func (l *Limits) Attempt(ctx context.Context, key netip.Prefix) (*Attempt, error) {
+	if l.failures == nil {
+		return new(Attempt), nil
+	}
+	return l.failures.attempt(ctx, key)
+}
+
+// SessionsFull names the cap that leaves no room for a further session of this
+// address, or "" if there is room. It takes nothing: it is the cheap no before
+// authentication, when the subject is not known yet. [Limits.Open] decides.
+func (l *Limits) SessionsFull(key netip.Prefix) Scope {
+	return l.sessions.full(key)
+}
+
+// Open takes a slot for a session: one of the address's, one of the subject's
+// and one of the total, or none at all and the name of the cap that is reached.
+// The subject "" is nobody's: its sessions count by address and total alone.
+// The caller must release the slot when the session has ended.
+func (l *Limits) Open(key netip.Prefix, subject string) (*Slot, Scope) {
+	return l.sessions.open(key, subject)
+}
+
+// Policy is the value of the RateLimit-Policy header for upgrades of one
+// address, such as `"upgrades";q=20;w=1`: 20 in a window of 1 second
+// (draft-ietf-httpapi-ratelimit-headers). "" if they are not limited.
+func (l *Limits) Policy() string { return l.policy }
+
+// PerSubject reports whether any limit by subject is set. Where clients have
+// no subject it would never apply.
+func (l *Limits) PerSubject() bool { return l.perSubject }
