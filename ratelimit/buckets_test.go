@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,6 +95,38 @@ func TestRefilledBucketsLeave(t *testing.T) {
 	}
 	if len(b.index) != len(b.ring)+1 {
 		t.Errorf("%d in the index, %d in the ring", len(b.index), len(b.ring))
+	}
+}
+
+// TestManyAtOnce has goroutines ask for the same clients' tokens in the middle
+// of a flood of others: each client gets his burst, no more and no less.
+func TestManyAtOnce(t *testing.T) {
+	const clients, burst = 10, 5
+	b := tableOf[uint32](t, "5/h", 1000)
+	var allowed [clients + 1]atomic.Int32
+	var askers sync.WaitGroup
+	for g := range uint32(8) {
+		askers.Go(func() {
+			for n := range uint32(500) {
+				client := 1 + n%clients
+				if _, ok := b.take(client, t0); ok {
+					allowed[client].Add(1)
+				}
+				if n > 2*clients { // all have their places
+					b.take(1000+g*500+n, t0)
+					b.until(b.home(n, t0), 1, t0)
+				}
+			}
+		})
+	}
+	askers.Wait()
+	for client := 1; client <= clients; client++ {
+		if got := allowed[client].Load(); got != burst {
+			t.Errorf("client %d: %d allowed, want %d", client, got, burst)
+		}
+	}
+	if len(b.ring) != 1000 || len(b.index) != 1001 {
+		t.Errorf("%d buckets in the table, %d in the index", len(b.ring), len(b.index))
 	}
 }
 
