@@ -1,0 +1,91 @@
+// Package probe asks a running Portcullis, or any WebSocket server, whether it does its job, and tells in a few lines what
+// happened. It is the image's health check, and what a person tries first when clients complain.
+//
+// With a URL it does what a client does: connect, ping, wait for the pong, close with 1000, wait for the Close answer.
+//
+//	GET ws://127.0.0.1:3000/?…
+//	101 Switching Protocols after 1.27ms
+//	pong after 210µs
+//	Close 1000
+//
+// Without one it asks /readyz of the operator's listener, which needs no token:
+//
+//	GET http://127.0.0.1:9090/readyz
+//	200 OK after 480µs: ready
+//
+// What is printed ends up in the logs of orchestrators, and a server that is asked may be a hostile one. So the query of the
+// URL, where tokens are, is shown nowhere, not even where the server repeats it; what a server chose is cut to 200 characters
+// of one line; and characters that do not print, which could drive a terminal, are left out.
+package probe
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// Config says what to ask.
+type Config struct {
+	// URL is a WebSocket server's: ws, wss, http (as ws) or https (as wss), without user information and fragment.
+	// Certificates are checked against the system's roots. Empty: ask AdminAddr.
+	URL string
+
+	// AdminAddr is the host:port of the operator's listener, as in ADMIN_ADDR; a host that stands for every interface is
+	// asked on loopback.
+	AdminAddr string
+
+	// Out gets one line for each thing that happened.
+	Out io.Writer
+
+	roots *x509.CertPool // of tests; nil: the system's
+}
+
+// limit is how long a probe takes at most: longer than all time-outs of an upgrade together have by default (3 s for the
+// token, 5 s and 10 s for the upstream), so that the answer to a slow one is still seen.
+const limit = 30 * time.Second
+
+// Run does the probe, within ctx and half a minute. A nil error says that all went as it should; any other says in one line
+// what did not, and is ctx's error, wrapped, if time ran out.
+func Run(ctx context.Context, c Config) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if c.URL == "" {
+		return askReady(ctx, c)
+	}
+	return askWebSocket(ctx, c)
+}
+
+// explain puts an error of a connection into one bounded line. It is ctx's error if that is why.
+func explain(ctx context.Context, err error) error {
+	var lost *websocket.CloseError
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded): // the socket's deadline is ctx's, and can come first
+		return context.DeadlineExceeded
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case isEOF(err), errors.As(err, &lost):
+		return errors.New("the connection ended")
+	}
+	return errors.New(short(err.Error()))
+}
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
+// status names an HTTP status by its number alone: the phrase of an answer is the server's free text.
+func status(code int) string {
+	if phrase := http.StatusText(code); phrase != "" {
+		return fmt.Sprintf("%d %s", code, phrase)
+	}
+	return strconv.Itoa(code)
+}
+
+// since is the time from start, without digits that nobody reads.
+func since(start time.Time) time.Duration { return time.Since(start).Round(10 * time.Microsecond) }

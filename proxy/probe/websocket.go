@@ -1,0 +1,232 @@
+package probe
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+const (
+	maxHead = 64 << 10 // bytes of an answer's head, TLS's own included: what a server may make us hold
+	maxBody = 1 << 10  // bytes of a refusal's body; gorilla/websocket keeps no more either
+)
+
+const wantURL = "want ws://host[:port]/path, or wss, http, https"
+
+// parseURL reads a WebSocket URL. Its errors quote nothing: the parts of a URL that does not parse are not told apart, so that
+// each could be the token.
+func parseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, errors.New("the URL does not parse; " + wantURL)
+	}
+	switch u.Scheme {
+	case "ws", "wss":
+	case "http":
+		u.Scheme = "ws"
+	case "https":
+		u.Scheme = "wss"
+	default:
+		return nil, errors.New("the URL's scheme is not a WebSocket's; " + wantURL)
+	}
+	switch {
+	case u.Hostname() == "":
+		return nil, errors.New("the URL names no host; " + wantURL)
+	case u.User != nil: // not in the grammar of RFC 6455 section 3
+		return nil, errors.New("the URL has user information, which WebSocket URLs do not; " + wantURL)
+	case u.Fragment != "":
+		return nil, errors.New("the URL has a fragment, which WebSocket URLs do not (RFC 6455 section 3); " + wantURL)
+	}
+	return u, nil
+}
+
+// show is u without its query.
+func show(u *url.URL) string {
+	shown := u.Scheme + "://" + u.Host + u.EscapedPath()
+	if u.RawQuery != "" {
+		return short(shown) + "?" + hidden
+	}
+	return short(shown)
+}
+
+// session is one probe of a WebSocket server.
+type session struct {
+	Config
+	url    *url.URL
+	redact *redactor
+}
+
+func askWebSocket(ctx context.Context, c Config) error {
+	u, err := parseURL(c.URL)
+	if err != nil {
+		return err
+	}
+	s := &session{c, u, newRedactor(u.RawQuery)}
+	s.sayf("GET %s", show(u))
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return s.exchange(ctx, conn)
+}
+
+func (s *session) sayf(format string, args ...any) { fmt.Fprintf(s.Out, format+"\n", args...) }
+
+// connect does the opening handshake.
+func (s *session) connect(ctx context.Context) (*websocket.Conn, error) {
+	var (
+		start = time.Now()
+		raw   *boundConn // nil: not dialled
+		ready bool       // for the handshake: dialled, and TLS done
+	)
+	dialer := websocket.Dialer{ // no Proxy: what is asked is the server that is named
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			raw = bind(ctx, conn)
+			ready = s.url.Scheme == "ws"
+			return raw, nil
+		},
+	}
+	dialer.NetDialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dialer.NetDialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		secure := tls.Client(conn, &tls.Config{ServerName: s.url.Hostname(), RootCAs: s.roots, NextProtos: []string{"http/1.1"}})
+		if err := secure.HandshakeContext(ctx); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		ready = true
+		return secure, nil
+	}
+	conn, resp, err := dialer.DialContext(ctx, s.url.String(), nil)
+	switch {
+	case err == nil:
+		raw.left = math.MaxInt // what follows is read in constant memory
+		s.sayf("%s after %v", status(resp.StatusCode), since(start))
+		return conn, nil
+	case resp == nil && !ready:
+		return nil, fmt.Errorf("no connection: %w", explain(ctx, err))
+	case resp == nil:
+		return nil, fmt.Errorf("no answer: %w", explain(ctx, notHTTP(err)))
+	}
+	return nil, s.refused(resp, start)
+}
+
+// refused tells of an answer that is not a WebSocket handshake's.
+func (s *session) refused(resp *http.Response, start time.Time) error {
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // a broken body does not change the status
+	line := s.redact.line(string(body), len(body) == maxBody)
+	if line != "" {
+		line = ": " + line
+	}
+	s.sayf("%s after %v%s", status(resp.StatusCode), since(start), line)
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return errors.New("the 101 is not a WebSocket handshake's: its Upgrade, Connection, Sec-WebSocket-Accept or " +
+			"Sec-WebSocket-Extensions is wrong (RFC 6455 section 4.1)")
+	}
+	return fmt.Errorf("the upgrade is refused: %s", status(resp.StatusCode))
+}
+
+// exchange pings, closes when the pong comes, and reads until the Close answer. Messages that come are skipped.
+func (s *session) exchange(ctx context.Context, conn *websocket.Conn) error {
+	deadline, _ := ctx.Deadline() // Run has set one
+	payload, ponged := rand.Text(), false
+	start := time.Now()
+	conn.SetPongHandler(func(got string) error {
+		if got != payload || ponged { // a pong that nobody asked for is allowed (RFC 6455 section 5.5.3)
+			return nil
+		}
+		ponged = true
+		s.sayf("pong after %v", since(start))
+		return conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), deadline)
+	})
+	err := conn.WriteControl(websocket.PingMessage, []byte(payload), deadline)
+	for err == nil {
+		_, _, err = conn.NextReader()
+	}
+
+	step := "waiting for the pong"
+	if ponged {
+		step = "waiting for the Close answer"
+	}
+	var frame *websocket.CloseError
+	// gorilla/websocket reports a connection that ended without a Close frame as 1006, a code that no frame can have.
+	if !errors.As(err, &frame) || frame.Code == websocket.CloseAbnormalClosure {
+		return fmt.Errorf("%s: %w", step, explain(ctx, err))
+	}
+	s.sayf("%s", s.closed(frame))
+	if !ponged {
+		return errors.New("the server closed before its pong")
+	}
+	return nil
+}
+
+// closed names a Close frame.
+func (s *session) closed(frame *websocket.CloseError) string {
+	switch reason := s.redact.line(frame.Text, false); {
+	case frame.Code == websocket.CloseNoStatusReceived:
+		return "Close without a code"
+	case reason != "":
+		return fmt.Sprintf("Close %d: %s", frame.Code, reason)
+	default:
+		return fmt.Sprintf("Close %d", frame.Code)
+	}
+}
+
+var (
+	errHeadTooLong = fmt.Errorf("the head of the answer is over %d bytes", maxHead)
+	errNotHTTP     = errors.New("what came is not HTTP")
+)
+
+// notHTTP is the error of reading an answer's head. Those of net/http quote the line they could not parse, in which a
+// server may have repeated the query.
+func notHTTP(err error) error {
+	var network *net.OpError
+	if errors.As(err, &network) || isEOF(err) || errors.Is(err, errHeadTooLong) {
+		return err
+	}
+	return errNotHTTP
+}
+
+// boundConn is a connection that ctx closes, of which gorilla/websocket watches the deadline alone, and that bounds what is
+// read of the answer's head, which neither it nor http.ReadResponse does.
+type boundConn struct {
+	net.Conn
+	left    int         // bytes that may still be read
+	release func() bool // from ctx
+}
+
+func bind(ctx context.Context, conn net.Conn) *boundConn {
+	return &boundConn{Conn: conn, left: maxHead, release: context.AfterFunc(ctx, func() { conn.Close() })}
+}
+
+func (c *boundConn) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errHeadTooLong
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
+
+func (c *boundConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
