@@ -40,30 +40,61 @@ type Config struct {
 	SessionsPerIP int `env:"LIMIT_SESSIONS_PER_IP"`
 	// SessionsPerSubject caps the open sessions of one subject. 0: no cap.
 	SessionsPerSubject int `env:"LIMIT_SESSIONS_PER_SUBJECT"`
+
+	// Messages limits what a client sends in one session. It is held by
+	// the relay, which alone sees messages. Empty: no limit.
+	Messages Rate `env:"MESSAGE_RATE"`
+	// MessagesBurst is how many may come at once. 0: the rate's number.
+	MessagesBurst int `env:"MESSAGE_BURST"`
+	// MessageBytes limits the payload bytes that a client sends in one
+	// session, in bursts of one second's worth. Empty: no limit.
+	MessageBytes Rate `env:"MESSAGE_BYTE_RATE"`
+}
+
+// PerSession is what a client may send in one session. Zero: no limit.
+type PerSession struct {
+	Messages float64 // a second
+	Burst    int     // of messages
+	Bytes    float64 // a second
+}
+
+// PerSession returns the limits of one session, as the relay counts them.
+func (c Config) PerSession() (s PerSession) {
+	if c.Messages.N > 0 {
+		s.Messages = float64(c.Messages.limit())
+		s.Burst = c.Messages.burst(c.MessagesBurst)
+	}
+	if c.MessageBytes.N > 0 {
+		s.Bytes = float64(c.MessageBytes.limit())
+	}
+	return s
 }
 
 // check returns every mistake in c, joined.
 func (c Config) check() error {
 	var mistakes []error
 	for _, r := range []struct {
-		name  string
-		rate  Rate
-		burst int
+		name      string
+		rate      Rate
+		burstName string
+		burst     int
 	}{
-		{"RATE_UPGRADES", c.Upgrades, c.UpgradesBurst},
-		{"RATE_UPGRADES_PER_IP", c.UpgradesPerIP, c.UpgradesPerIPBurst},
-		{"RATE_UPGRADES_PER_SUBJECT", c.UpgradesPerSubject, c.UpgradesPerSubjectBurst},
-		{"RATE_AUTH_FAILURES_PER_IP", c.AuthFailuresPerIP, c.AuthFailuresPerIPBurst},
+		{"RATE_UPGRADES", c.Upgrades, "RATE_UPGRADES_BURST", c.UpgradesBurst},
+		{"RATE_UPGRADES_PER_IP", c.UpgradesPerIP, "RATE_UPGRADES_PER_IP_BURST", c.UpgradesPerIPBurst},
+		{"RATE_UPGRADES_PER_SUBJECT", c.UpgradesPerSubject, "RATE_UPGRADES_PER_SUBJECT_BURST", c.UpgradesPerSubjectBurst},
+		{"RATE_AUTH_FAILURES_PER_IP", c.AuthFailuresPerIP, "RATE_AUTH_FAILURES_PER_IP_BURST", c.AuthFailuresPerIPBurst},
+		{"MESSAGE_RATE", c.Messages, "MESSAGE_BURST", c.MessagesBurst},
+		{"MESSAGE_BYTE_RATE", c.MessageBytes, "", 0},
 	} {
 		if !r.rate.valid() {
 			mistakes = append(mistakes, fmt.Errorf("%s: %w", r.name, rateError(r.rate.String())))
 		}
 		if r.burst < 0 || r.burst > maxCount {
-			mistakes = append(mistakes, fmt.Errorf(`%s_BURST: "%d" is out of range; want 1 to %d, or 0 for the rate's number`, r.name, r.burst, maxCount))
+			mistakes = append(mistakes, fmt.Errorf(`%s: "%d" is out of range; want 1 to %d, or 0 for the rate's number`, r.burstName, r.burst, maxCount))
 		}
 		if r.burst > 0 && r.rate.N == 0 {
 			// Silence would let the operator believe that there is a limit.
-			mistakes = append(mistakes, fmt.Errorf(`%s_BURST: "%d" has no rate to go with; want %s set too`, r.name, r.burst, r.name))
+			mistakes = append(mistakes, fmt.Errorf(`%s: "%d" has no rate to go with; want %s set too`, r.burstName, r.burst, r.name))
 		}
 	}
 	for _, s := range []struct {

@@ -37,7 +37,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := Rate{7, time.Hour}
-	if want := (Config{r, 5, r, 5, r, 5, r, 5, 5, 5, 5}); got != want {
+	if want := (Config{r, 5, r, 5, r, 5, r, 5, 5, 5, 5, r, 5, r}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -53,6 +53,7 @@ func TestMistakes(t *testing.T) {
 		{"burst", Config{Upgrades: second, UpgradesBurst: 1}, nil},
 		{"largest burst", Config{UpgradesPerIP: Rate{1, time.Hour}, UpgradesPerIPBurst: maxCount}, nil},
 		{"burst without rate", Config{UpgradesPerSubjectBurst: 5}, []string{`RATE_UPGRADES_PER_SUBJECT_BURST: "5" has no rate`}},
+		{"message burst without rate", Config{MessagesBurst: 5}, []string{`MESSAGE_BURST: "5" has no rate`}},
 		{"negative burst", Config{Upgrades: second, UpgradesBurst: -1}, []string{`RATE_UPGRADES_BURST: "-1" is out of range`}},
 		{"too large a burst", Config{Upgrades: second, UpgradesBurst: maxCount + 1}, []string{`RATE_UPGRADES_BURST: "1000000001" is out of range`}},
 		{"rate of no unit", Config{UpgradesPerIP: Rate{5, 0}}, []string{`RATE_UPGRADES_PER_IP: "5/0s" is not a rate`}},
@@ -78,6 +79,25 @@ func TestMistakes(t *testing.T) {
 				if !strings.HasPrefix(line, test.want[i]) || !strings.Contains(line, "; want ") {
 					t.Errorf("got %q, want %q... and what is allowed", line, test.want[i])
 				}
+			}
+		})
+	}
+}
+
+func TestPerSession(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		c    Config
+		want PerSession
+	}{
+		{"no limits", Config{}, PerSession{}},
+		{"a rate is its own burst", Config{Messages: Rate{120, time.Minute}}, PerSession{Messages: 2, Burst: 120}},
+		{"a burst", Config{Messages: Rate{5, time.Second}, MessagesBurst: 50}, PerSession{Messages: 5, Burst: 50}},
+		{"bytes", Config{MessageBytes: Rate{1_000_000, time.Second}}, PerSession{Bytes: 1e6}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := test.c.PerSession(); got != test.want {
+				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})
 	}
