@@ -1,0 +1,177 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"portcullis/proxy/admin"
+	"portcullis/proxy/auth"
+	"portcullis/proxy/clientip"
+	"portcullis/ratelimit"
+)
+
+// findClient never refuses. A second call changes nothing.
+func (p *Proxy) findClient(u *upgrade) *refusal {
+	if u.client.Addr.IsValid() {
+		return nil
+	}
+	u.client = p.clientIP.Resolve(clientip.ParsePeer(u.r.RemoteAddr), u.r.Header["X-Forwarded-For"])
+	u.address = ratelimit.AddressKey(u.client.Addr)
+	return nil
+}
+
+func (p *Proxy) checkOrigin(u *upgrade) *refusal {
+	if !p.origins.Allows(u.r.Header["Origin"]) {
+		return &refusal{reason: Origin}
+	}
+	return nil
+}
+
+func (p *Proxy) checkRates(u *upgrade) *refusal {
+	now := time.Now()
+	if wait, ok := p.limits.UpgradeFromAddress(u.address, now); !ok {
+		return &refusal{reason: RateAddress, wait: wait, header: http.Header{
+			"RateLimit-Policy": {p.limits.Policy()},
+			"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, seconds(wait))},
+		}}
+	}
+	if wait, ok := p.limits.FailuresLeft(u.address, now); !ok {
+		return &refusal{reason: AuthFailures, wait: wait}
+	}
+	if wait, ok := p.limits.UpgradeGlobal(now); !ok {
+		return &refusal{reason: RateGlobal, wait: wait}
+	}
+	return nil
+}
+
+// checkRoom spares the verifier a client for whom there is no slot anyway.
+func (p *Proxy) checkRoom(u *upgrade) *refusal {
+	return full(p.limits.SessionsFull(u.address))
+}
+
+func full(scope ratelimit.Scope) *refusal {
+	switch scope {
+	case "":
+		return nil
+	case ratelimit.ScopeAddress:
+		return &refusal{reason: SessionsAddress}
+	case ratelimit.ScopeSubject:
+		return &refusal{reason: SessionsSubject}
+	default:
+		return &refusal{reason: SessionsTotal}
+	}
+}
+
+// authenticate finds the credential and asks the verifier about it. Every credential that is refused is charged to the
+// address, also one that is refused by its looks.
+func (p *Proxy) authenticate(u *upgrade) *refusal {
+	if !p.auth.Required() {
+		return nil
+	}
+	credential, err := p.auth.Find(u.r)
+	if errors.Is(err, auth.ErrMissing) {
+		return &refusal{reason: TokenMissing, header: challenge("")}
+	}
+	attempt, no := p.attempt(u)
+	if no != nil {
+		return no
+	}
+	defer attempt.Release()
+	if err == nil {
+		u.credential = credential
+		u.decision, err = p.verify(u)
+	}
+	if err == nil {
+		return nil
+	}
+	no = p.tokenRefusal(u, err)
+	switch no.reason {
+	case TokenMalformed, TokenConflict, TokenRefused:
+		attempt.Charge()
+	}
+	return no
+}
+
+// attempt waits for the leave to try a credential, up to AUTH_TIMEOUT.
+func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal) {
+	ctx, cancel := context.WithTimeout(u.r.Context(), p.authTimeout)
+	defer cancel()
+	attempt, err := p.limits.Attempt(ctx, u.address)
+	if err == nil {
+		return attempt, nil
+	}
+	if spent, ok := errors.AsType[*ratelimit.BudgetError](err); ok {
+		return nil, &refusal{reason: AuthFailures, wait: spent.Wait}
+	}
+	if u.r.Context().Err() != nil {
+		return nil, p.gone(err)
+	}
+	// The verifier is busy with as many credentials of this address as may still fail.
+	return nil, &refusal{reason: AuthFailures, err: err, wait: p.authTimeout}
+}
+
+func (p *Proxy) verify(u *upgrade) (auth.Decision, error) {
+	began := time.Now()
+	decision, err := p.auth.Verify(u.r.Context(), u.credential)
+	result := admin.AuthAccepted
+	if _, unavailable := errors.AsType[*auth.UnavailableError](err); unavailable {
+		result = admin.AuthUnavailable
+	} else if u.r.Context().Err() != nil {
+		result = admin.AuthAborted
+	} else if err != nil {
+		result = admin.AuthRefused
+	}
+	p.metrics.AuthCall(result, time.Since(began))
+	return decision, err
+}
+
+// tokenRefusal is the no to a credential, with the challenge of RFC 6750 section 3.1.
+func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal {
+	if malformed, ok := errors.AsType[*auth.MalformedError](err); ok {
+		no := &refusal{reason: TokenMalformed, detail: malformed.Reason, header: challenge("invalid_token")}
+		if malformed.Request {
+			no.status, no.header = http.StatusBadRequest, challenge("invalid_request")
+		}
+		return no
+	}
+	if refused, ok := errors.AsType[*auth.RefusedError](err); ok {
+		return &refusal{reason: TokenRefused, err: refused, header: challenge("invalid_token")}
+	}
+	switch {
+	case errors.Is(err, auth.ErrConflict):
+		return &refusal{reason: TokenConflict, header: challenge("invalid_request")}
+	case u.r.Context().Err() != nil:
+		return p.gone(err)
+	}
+	return &refusal{reason: AuthUnavailable, err: err} // whatever it is, it is no yes
+}
+
+// challenge is WWW-Authenticate as of RFC 6750 section 3: without an error code where no credential was shown.
+func challenge(code string) http.Header {
+	value := `Bearer realm="portcullis"`
+	if code != "" {
+		value += `, error="` + code + `"`
+	}
+	return http.Header{"WWW-Authenticate": {value}}
+}
+
+// gone is the no to a request whose context has ended: by Cut, or because the client went away.
+func (p *Proxy) gone(err error) *refusal {
+	if p.base.Err() != nil {
+		return &refusal{reason: Draining, err: err}
+	}
+	return &refusal{reason: ClientGone, err: err}
+}
+
+// takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
+func (p *Proxy) takeSlot(u *upgrade) *refusal {
+	if wait, ok := p.limits.UpgradeOfSubject(u.decision.Subject, time.Now()); !ok {
+		return &refusal{reason: RateSubject, wait: wait}
+	}
+	slot, scope := p.limits.Open(u.address, u.decision.Subject)
+	u.slot = slot
+	return full(scope)
+}

@@ -1,0 +1,132 @@
+package proxy
+
+import (
+	"bufio"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/gorilla/websocket"
+)
+
+var handshakeTests = []struct {
+	name string
+	raw  string
+	want Reason // "": valid
+}{
+	{"plain", handshake("/"), ""},
+	{"Firefox", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: keep-alive, Upgrade", 1), ""},
+	{"in other case", strings.NewReplacer("Upgrade: websocket", "UPGRADE: WebSocket", "Connection: Upgrade", "connection: upgrade").Replace(handshake("/")), ""},
+	{"Connection in two lines", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: keep-alive\r\nConnection: Upgrade", 1), ""},
+	{"protocols", handshake("/", "Sec-WebSocket-Protocol: chat, v2.chat", "Sec-WebSocket-Protocol: bearer"), ""},
+	{"Chrome's extensions", handshake("/", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"), ""},
+	{"extensions with values", handshake("/", `Sec-WebSocket-Extensions: a; b=10; c="d" , e;f`), ""},
+
+	{"POST", strings.Replace(handshake("/"), "GET", "POST", 1), Method},
+	{"HEAD", strings.Replace(handshake("/"), "GET", "HEAD", 1), Method},
+	{"OPTIONS *", strings.Replace(handshake("*"), "GET", "OPTIONS", 1), Method},
+	{"method in lower case", strings.Replace(handshake("/"), "GET", "get", 1), Method},
+	{"plain GET", request("GET / HTTP/1.1", "Host: a"), NotWebSocket},
+	{"h2c", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: h2c", 1), NotWebSocket},
+	{"h2c beside", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket, h2c", 1), Handshake},
+	{"h2c beside, in two lines", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: h2c", 1), Handshake},
+	{"websocket twice", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: websocket", 1), Handshake},
+	{"Upgrade with a version", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket/13", 1), NotWebSocket},
+	{"Kelvin sign", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websoc\u212aet", 1), NotWebSocket},
+	{"HTTP/1.0", strings.Replace(handshake("/"), "HTTP/1.1", "HTTP/1.0", 1), Handshake},
+	{"no Connection", without(handshake("/"), "Connection: Upgrade"), Handshake},
+	{"Connection without upgrade", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: upgraded", 1), Handshake},
+	{"empty Host", strings.Replace(handshake("/"), "Host: gate.example", "Host: ", 1), Handshake},
+	{"Content-Length", handshake("/", "Content-Length: 0"), Handshake},
+	{"chunked", handshake("/", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
+	{"no version", without(handshake("/"), "Sec-WebSocket-Version: 13"), Version},
+	{"version 12", strings.Replace(handshake("/"), "Version: 13", "Version: 12", 1), Version},
+	{"two versions", handshake("/", "Sec-WebSocket-Version: 13"), Version},
+	{"versions in one line", strings.Replace(handshake("/"), "Version: 13", "Version: 13, 8", 1), Version},
+	{"no key", without(handshake("/"), "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), Handshake},
+	{"two keys", handshake("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), Handshake},
+	{"key of 15 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", 1), Handshake},
+	{"key of 17 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWQ=", 1), Handshake},
+	{"key of 18 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWRk", 1), Handshake},
+	{"key not canonical", strings.Replace(handshake("/"), "25jZQ==", "25jZR==", 1), Handshake},
+	{"key without padding", strings.Replace(handshake("/"), "25jZQ==", "25jZQ", 1), Handshake},
+	{"key in base64url", strings.Replace(handshake("/"), "dGhlI", "dG_-I", 1), Handshake},
+	{"empty protocol", handshake("/", "Sec-WebSocket-Protocol:"), Handshake},
+	{"empty element", handshake("/", "Sec-WebSocket-Protocol: a,,b"), Handshake},
+	{"protocol twice", handshake("/", "Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: a"), Handshake},
+	{"protocol is no token", handshake("/", "Sec-WebSocket-Protocol: a/b"), Handshake},
+	{"empty extension", handshake("/", "Sec-WebSocket-Extensions: a,"), Handshake},
+	{"extension without a name", handshake("/", "Sec-WebSocket-Extensions: ;a"), Handshake},
+	{"empty parameter", handshake("/", "Sec-WebSocket-Extensions: a;"), Handshake},
+	{"parameter without a value", handshake("/", "Sec-WebSocket-Extensions: a; b="), Handshake},
+	{"open quotes", handshake("/", `Sec-WebSocket-Extensions: a; b="c`), Handshake},
+	{"quoted space", handshake("/", `Sec-WebSocket-Extensions: a; b="c d"`), Handshake},
+}
+
+func read(t *testing.T, raw string) *http.Request {
+	t.Helper()
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestCheckHandshake(t *testing.T) {
+	for _, tt := range handshakeTests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got Reason
+			if no := (*Proxy)(nil).checkHandshake(&upgrade{r: read(t, tt.raw)}); no != nil {
+				got = no.reason
+			}
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// hijackable lets gorilla/websocket go through with an upgrade.
+type hijackable struct {
+	*httptest.ResponseRecorder
+}
+
+// FuzzCheckHandshake: what this gate takes for a handshake, another implementation takes for one too, and there is
+// nothing about it that the RFC does not have.
+func FuzzCheckHandshake(f *testing.F) {
+	for _, tt := range handshakeTests {
+		f.Add(tt.raw)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
+		if err != nil {
+			return
+		}
+		if no := (*Proxy)(nil).checkHandshake(&upgrade{r: r}); no != nil {
+			if no.answerStatus() < 400 || strings.Count(string(no.text()), "\n") != 1 {
+				t.Fatalf("refused with %d %q", no.answerStatus(), no.text())
+			}
+			return
+		}
+		if !strings.Contains(strings.ToLower(strings.Join(r.Header["Connection"], ",")), "upgrade") {
+			t.Errorf("Connection %q is let through", r.Header["Connection"])
+		}
+		r.Header["Connection"] = []string{"Upgrade"} // gorilla stops at an empty element, which RFC 9110 section 5.6.1.2 has skipped
+		// Without a Hijacker, gorilla gets as far as it can and then says so.
+		w := hijackable{httptest.NewRecorder()}
+		upgrader := websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
+		if _, err := upgrader.Upgrade(w, r, nil); err == nil || !strings.Contains(err.Error(), "does not implement http.Hijacker") {
+			t.Errorf("gorilla/websocket refuses what the gate lets through: %v", err)
+		}
+		if rest, _ := io.ReadAll(r.Body); len(rest) > 0 {
+			t.Errorf("a body of %d bytes is let through", len(rest))
+		}
+		for _, protocol := range websocket.Subprotocols(r) {
+			if protocol == "" || strings.ContainsAny(protocol, " \t,;\"\r\n") {
+				t.Errorf("subprotocol %q is let through", protocol)
+			}
+		}
+	})
+}

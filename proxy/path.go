@@ -1,0 +1,131 @@
+package proxy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// paths is PATHS compiled: which request paths are served. Patterns and paths are compared as they are written, escapes and
+// all, because that is what goes upstream: %61 is not a.
+type paths struct {
+	all      bool // PATHS is "*": odd forms are let through too, dot segments excepted
+	exact    []string
+	prefixes []string
+}
+
+// compilePaths compiles PATHS. None at all is every path, as with "/*". The error joins every mistake.
+func compilePaths(patterns []string) (*paths, error) {
+	if len(patterns) == 0 {
+		patterns = []string{"/*"}
+	}
+	p := &paths{all: slices.Equal(patterns, []string{"*"})}
+	if p.all {
+		return p, nil
+	}
+	var mistakes []error
+	for _, pattern := range patterns {
+		path, isPrefix := strings.CutSuffix(pattern, "*")
+		if wrong := checkPattern(path, isPrefix); wrong != "" {
+			mistakes = append(mistakes, fmt.Errorf("PATHS: %q %s; want an escaped path such as /chat, a prefix such as /chat/*, or * alone", pattern, wrong))
+			continue
+		}
+		if isPrefix {
+			p.prefixes = append(p.prefixes, path)
+		} else {
+			p.exact = append(p.exact, path)
+		}
+	}
+	if err := errors.Join(mistakes...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// checkPattern says what is wrong with a pattern that could never match, lest an operator take it for one that does.
+func checkPattern(path string, isPrefix bool) (wrong string) {
+	switch {
+	case path == "" && isPrefix:
+		return "stands beside others"
+	case path == "":
+		return "is empty"
+	case strings.Contains(path, "*"):
+		return "has a * that is not its end"
+	case strings.Contains(path, "?"):
+		return "has a query"
+	}
+	if why := suspicious(path, false); why != "" {
+		return "is refused in requests (" + why + ")"
+	}
+	return ""
+}
+
+// serves reports whether a path that is not suspicious is served.
+func (p *paths) serves(path string) bool {
+	return p.all ||
+		slices.Contains(p.exact, path) ||
+		slices.ContainsFunc(p.prefixes, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
+}
+
+func (p *Proxy) checkPath(u *upgrade) *refusal {
+	why := cmp.Or(suspicious(u.path, p.paths.all), strange(u.query))
+	switch {
+	case why != "":
+		return &refusal{reason: PathSuspicious, detail: why}
+	case !p.paths.serves(u.path):
+		return &refusal{reason: Path}
+	}
+	return nil
+}
+
+// suspicious says, in words that echo nothing of it, why an escaped path is refused whether served or not: servers differ in
+// what they take it for, so that what this gate checked need not be what the upstream opens (GHSA-fvhj-4qfh-q2hm). "" is
+// no objection. With odd, forms that only some servers rewrite are let through: // and \ and their escapes.
+func suspicious(path string, odd bool) string {
+	if !strings.HasPrefix(path, "/") {
+		// RFC 9112 section 3.2: an absolute target carries a host of its own beside Host, CONNECT and OPTIONS * no path at all.
+		return "the request target does not begin with /"
+	}
+	if why := strange(path); why != "" {
+		return why
+	}
+	decoded, err := url.PathUnescape(path)
+	if err != nil {
+		return "a bad escape"
+	}
+	if strings.ContainsFunc(decoded, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+		return "an escaped control character"
+	}
+	separators := strings.Count(path, "/")
+	segments := strings.FieldsFunc(decoded, func(c rune) bool { return c == '/' || c == '\\' })
+	for _, segment := range segments {
+		// Tomcat and its kind drop ;parameters before they resolve dots: /..;/ is a way up.
+		segment, _, _ = strings.Cut(segment, ";")
+		if segment == "." || segment == ".." {
+			return "a dot segment"
+		}
+	}
+	switch {
+	case odd:
+		return ""
+	case strings.Contains(path, "//"):
+		return "an empty segment"
+	case strings.Contains(decoded, `\`), strings.Count(decoded, "/") > separators:
+		return "a backslash, or an escaped slash"
+	}
+	return ""
+}
+
+// strange refuses the bytes that end a request target for some parser: control characters, and # behind which a fragment
+// would begin. Bytes above ASCII are no part of a URI (RFC 3986 section 2) but in use, and harm nothing.
+func strange(target string) string {
+	for _, c := range []byte(target) {
+		if c <= ' ' || c == 0x7f || c == '#' {
+			return "a character that must be escaped"
+		}
+	}
+	return ""
+}

@@ -1,0 +1,157 @@
+package proxy
+
+import (
+	"net/url"
+	"path"
+	"strings"
+	"testing"
+)
+
+func TestCompilePaths(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		patterns []string
+		mistakes int
+	}{
+		{"none", nil, 0},
+		{"exact and prefix", []string{"/", "/chat", "/rooms/*", "/a%20b"}, 0},
+		{"all", []string{"*"}, 0},
+		{"all but odd forms", []string{"/*"}, 0},
+		{"all beside others", []string{"/chat", "*"}, 1},
+		{"empty", []string{""}, 1},
+		{"relative, query, fragment, star within, escape, control character", []string{"chat", "/a?b", "/a#b", "/*/a", "/%zz", "/\n"}, 6},
+		{"refused in requests", []string{"/a/../b", "//a", `/a\b`, "/a%2fb", "/%2e/*"}, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := compilePaths(tt.patterns)
+			var lines []string
+			if err != nil {
+				lines = strings.Split(err.Error(), "\n")
+			}
+			if len(lines) != tt.mistakes {
+				t.Errorf("got %d mistakes %q, want %d", len(lines), lines, tt.mistakes)
+			}
+			for _, line := range lines {
+				if !strings.HasPrefix(line, `PATHS: "`) || !strings.Contains(line, "; want ") {
+					t.Errorf("line %q: want PATHS, the value, and what is allowed", line)
+				}
+			}
+		})
+	}
+}
+
+var pathTests = []struct {
+	name     string
+	patterns string // separated by spaces
+	path     string
+	want     Reason // "": served
+}{
+	{"exact", "/ /chat", "/chat", ""},
+	{"exact root", "/", "/", ""},
+	{"not a prefix", "/chat", "/chat/1", Path},
+	{"case", "/chat", "/Chat", Path},
+	{"an escape is not what it stands for", "/chat", "/%63hat", Path},
+	{"trailing slash", "/chat", "/chat/", Path},
+	{"prefix", "/chat/*", "/chat/1/2", ""},
+	{"prefix itself", "/chat/*", "/chat/", ""},
+	{"prefix without its slash", "/chat/*", "/chat", Path},
+	{"prefix of a name", "/chat*", "/chatroom", ""},
+	{"none: every path", "", "/any/thing%20", ""},
+	{"dot is not root", "/", "/.", PathSuspicious},
+	{"dots", "", "/a/..", PathSuspicious},
+	{"dots in a name", "", "/a..b/...", ""},
+	{"a file with a dot", "", "/.well-known", ""},
+	{"escaped dots", "", "/a/%2e%2E/b", PathSuspicious},
+	{"half escaped dots", "*", "/a/.%2e", PathSuspicious},
+	{"dots behind an escaped slash", "*", "/a%2f..", PathSuspicious},
+	{"dots behind a backslash", "*", `/a\..`, PathSuspicious},
+	{"dots with a parameter", "*", "/a/..;b/c", PathSuspicious},
+	{"twice escaped dots are a name", "", "/%252e%252e", ""},
+	{"empty segment", "", "/a//b", PathSuspicious},
+	{"empty segment first", "/*", "//a", PathSuspicious},
+	{"backslash", "", `/a\b`, PathSuspicious},
+	{"escaped backslash", "", "/a%5Cb", PathSuspicious},
+	{"escaped slash", "", "/a%2fb", PathSuspicious},
+	{"odd forms with *", "*", `//a%2Fb\c%5c/`, ""},
+	{"fragment", "*", "/a#b", PathSuspicious},
+	{"control character", "*", "/a\x7f", PathSuspicious},
+	{"escaped control character", "*", "/a%0a", PathSuspicious},
+	{"bad escape", "*", "/a%2", PathSuspicious},
+	{"not ASCII", "", "/caf\xc3\xa9", ""},
+	{"no slash", "*", "chat", PathSuspicious},
+	{"empty", "*", "", PathSuspicious},
+	{"absolute", "*", "http://gate.example/", PathSuspicious},
+	{"authority", "*", "gate.example:443", PathSuspicious},
+	{"asterisk", "*", "*", PathSuspicious},
+}
+
+func checkOnePath(patterns, target string) Reason {
+	compiled, err := compilePaths(strings.Fields(patterns))
+	if err != nil {
+		panic(err)
+	}
+	u := &upgrade{}
+	u.path, u.query, _ = strings.Cut(target, "?")
+	if no := (&Proxy{paths: compiled}).checkPath(u); no != nil {
+		return no.reason
+	}
+	return ""
+}
+
+func TestCheckPath(t *testing.T) {
+	for _, tt := range pathTests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := checkOnePath(tt.patterns, tt.path); got != tt.want {
+				t.Errorf("PATHS %q, path %q: got %q, want %q", tt.patterns, tt.path, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestQueryIsAlmostFree(t *testing.T) {
+	for target, want := range map[string]Reason{
+		"/?a=//..%2f\\&b=%zz?;c": "", "/?a=\xff": "", "/?a=#b": PathSuspicious, "/?a=\x00": PathSuspicious, "/?a b": PathSuspicious,
+	} {
+		if got := checkOnePath("", target); got != want {
+			t.Errorf("%q: got %q, want %q", target, got, want)
+		}
+	}
+}
+
+// FuzzCheckPath: what is let through means the same to a server that resolves and decodes paths as to one that does not.
+func FuzzCheckPath(f *testing.F) {
+	for _, tt := range pathTests {
+		f.Add(tt.path, tt.patterns == "*")
+	}
+	f.Fuzz(func(t *testing.T, target string, odd bool) {
+		patterns := "/*"
+		if odd {
+			patterns = "*"
+		}
+		if checkOnePath(patterns, target) != "" {
+			return
+		}
+		raw, _, _ := strings.Cut(target, "?")
+		decoded, err := url.PathUnescape(raw)
+		if err != nil {
+			t.Fatalf("%q is let through with a bad escape", raw)
+		}
+		if strings.ContainsAny(target, "\r\n\x00 #") || strings.ContainsAny(decoded, "\r\n\x00") {
+			t.Fatalf("%q is let through with a character that ends lines", target)
+		}
+		if odd {
+			// Once slashes are one, there must be nothing left to resolve.
+			decoded = strings.ReplaceAll(decoded, `\`, "/")
+			for strings.Contains(decoded, "//") {
+				decoded = strings.ReplaceAll(decoded, "//", "/")
+			}
+		}
+		resolved := path.Clean(decoded)
+		if strings.HasSuffix(decoded, "/") && resolved != "/" {
+			resolved += "/"
+		}
+		if resolved != decoded {
+			t.Fatalf("%q is let through, but resolves to %q", raw, resolved)
+		}
+	})
+}

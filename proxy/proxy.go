@@ -1,0 +1,234 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"portcullis/proxy/admin"
+	"portcullis/proxy/auth"
+	"portcullis/proxy/clientip"
+	"portcullis/proxy/origin"
+	"portcullis/proxy/relay"
+	"portcullis/ratelimit"
+	"portcullis/upstream"
+)
+
+// Config is the front door with all that stands behind it. The environment fills what has a name there.
+type Config struct {
+	// Paths are the patterns of the request paths that are served: an escaped path, or a prefix ending in *. Empty: every
+	// path. * alone is every path too, odd forms such as // and %2f included.
+	Paths []string `env:"PATHS"`
+	// DrainDelay is how long Drain goes on accepting, for load balancers to learn that /readyz says 503. Zero: not at all.
+	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"0s"`
+	// DrainTimeout bounds the rest of Drain: sessions are told to go over its first half, and cut at its end. Zero is refused.
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s"`
+	// TLSCertFile and TLSKeyFile are PEM files, read again when they change. Both empty: no TLS.
+	TLSCertFile string `env:"TLS_CERT_FILE"`
+	TLSKeyFile  string `env:"TLS_KEY_FILE"`
+
+	ClientIP clientip.Config
+	Origin   origin.Config
+	Limits   ratelimit.Config
+	Auth     auth.Config
+	Upstream upstream.Config
+	Relay    relay.Config
+
+	// TokenEndpoint answers /token, unless Paths serve that path: 400 for a token that is not accepted. It is held to the
+	// limits of an upgrade. Nil: none.
+	TokenEndpoint http.Handler `env:"-"`
+	// Logger gets one line per refusal and per ended session, and what an operator should know. Nil: nothing is logged.
+	Logger *slog.Logger `env:"-"`
+	// Metrics counts. Nil: nobody does.
+	Metrics *admin.Metrics `env:"-"`
+}
+
+// Proxy is a compiled [Config]: an http.Handler that refuses a request or turns it into a session. Serve and Drain are its
+// life in a process.
+type Proxy struct {
+	paths    *paths
+	clientIP *clientip.Resolver
+	origins  *origin.List
+	limits   *ratelimit.Limits
+	auth     *auth.Auth
+	upstream *upstream.Upstream
+	relay    *relay.Relay
+	token    http.Handler // nil: no token endpoint
+
+	log     *slog.Logger
+	lines   *lineLimit // of refusals in the log
+	metrics *admin.Metrics
+
+	authTimeout time.Duration
+	behind      string // the upstream, as the log names it
+
+	server                   *http.Server
+	drainDelay, drainTimeout time.Duration
+	base                     context.Context // of every request; ended by Cut
+	cut                      context.CancelFunc
+
+	mu       sync.Mutex
+	closing  bool           // guarded by mu; set once, by Drain or Cut
+	listener net.Listener   // guarded by mu; Serve's, nil before
+	requests sync.WaitGroup // in ServeHTTP; Add under mu and only while not closing, so that Wait may follow
+}
+
+// New checks the whole of c and compiles it. The error joins every mistake, one a line.
+func New(c Config) (*Proxy, error) {
+	p := &Proxy{
+		token:        c.TokenEndpoint,
+		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		lines:        newLineLimit(),
+		metrics:      c.Metrics,
+		authTimeout:  c.Auth.Timeout,
+		drainDelay:   c.DrainDelay,
+		drainTimeout: c.DrainTimeout,
+	}
+	if p.metrics == nil {
+		p.metrics = admin.NewMetrics(KnownReasons())
+	}
+	if target, err := url.Parse(c.Upstream.URL); err == nil {
+		p.behind = target.Host
+	}
+	p.base, p.cut = context.WithCancel(context.Background())
+
+	var errs [9]error
+	p.paths, errs[0] = compilePaths(c.Paths)
+	p.clientIP, errs[1] = clientip.New(c.ClientIP)
+	p.origins, errs[2] = origin.New(c.Origin)
+	p.limits, errs[3] = ratelimit.New(c.Limits)
+	p.auth, errs[4] = auth.New(c.Auth)
+	p.upstream, errs[5] = upstream.New(c.Upstream)
+	p.relay, errs[6] = relay.New(c.Relay)
+	p.server, errs[7] = p.newServer(&c)
+	errs[8] = p.check(&c)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// check finds the mistakes that no package sees alone. A part of p that had its own is nil.
+func (p *Proxy) check(c *Config) error {
+	var mistakes []error
+	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
+
+	if p.auth != nil && p.auth.UsesCookie() && p.origins != nil && p.origins.Any() {
+		note("ORIGINS: %q allows every web page to use the cookie of AUTH_TOKEN_FROM; want the origins of your own pages", "")
+	}
+	if p.auth != nil && !p.auth.NamesSubject() && p.limits != nil && p.limits.PerSubject() {
+		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
+	}
+	if c.DrainDelay < 0 {
+		note("DRAIN_DELAY: %q is negative; want 0s or more", c.DrainDelay)
+	}
+	if c.DrainTimeout <= 0 {
+		note("DRAIN_TIMEOUT: %q leaves no time to drain; want more than 0s", c.DrainTimeout)
+	}
+	return errors.Join(mistakes...)
+}
+
+// upgrade is one request on its way through the steps: what each finds out, for those after it.
+type upgrade struct {
+	w http.ResponseWriter
+	r *http.Request
+
+	path, query string // of the request target, as they came
+	client      clientip.Client
+	address     netip.Prefix // the key of limits by address
+	credential  auth.Credential
+	decision    auth.Decision
+
+	// What the request holds; let go of by leave, unless it is a session's by then.
+	slot     *ratelimit.Slot // from before the dial
+	upstream *upstream.Conn
+	hijacked net.Conn // the client's connection; net/http answers no more
+	started  bool     // the relay owns the three above
+}
+
+// newUpgrade takes the request target apart as it stood in the request line: url.URL has decoded it already, and encodes it
+// anew in a way of its own.
+func newUpgrade(w http.ResponseWriter, r *http.Request) *upgrade {
+	u := &upgrade{w: w, r: r}
+	u.path, u.query, _ = strings.Cut(r.RequestURI, "?")
+	return u
+}
+
+// ServeHTTP refuses the request or turns it into a session. Cheap checks come before costly ones, and nothing is dialled
+// before everything else has said yes.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	reached(r)
+	u := newUpgrade(w, r)
+	if !p.enter() {
+		p.refuse(u, &refusal{reason: Draining})
+		return
+	}
+	defer p.requests.Done()
+	defer p.leave(u)
+	if p.isTokenRequest(u) {
+		p.serveToken(u)
+		return
+	}
+	for _, step := range [...]func(*Proxy, *upgrade) *refusal{
+		(*Proxy).checkPath,       // not served 404; suspicious 400
+		(*Proxy).checkHandshake,  // not GET 405; not an upgrade, or of another version 426; malformed 400
+		(*Proxy).findClient,      // from here on limits know whom they limit
+		(*Proxy).checkOrigin,     // 403
+		(*Proxy).checkRates,      // by address 429; global 503
+		(*Proxy).checkRoom,       // by address 429; in total 503
+		(*Proxy).authenticate,    // no good token 401; two 400; too many failures 429; nobody could tell 503
+		(*Proxy).takeSlot,        // by address and subject 429; in total 503
+		(*Proxy).connect,         // no connection 502; no answer 504; the upstream's own no
+		(*Proxy).switchProtocols, // 101; the session is the relay's
+	} {
+		if no := step(p, u); no != nil {
+			p.refuse(u, no)
+			return
+		}
+	}
+}
+
+// enter lets a request in unless the proxy is closing.
+func (p *Proxy) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closing {
+		return false
+	}
+	p.requests.Add(1)
+	return true
+}
+
+// leave is deferred. It lets go of what the request holds, however it ends, and answers for a panic.
+func (p *Proxy) leave(u *upgrade) {
+	failure := recover()
+	if !u.started {
+		if u.slot != nil {
+			u.slot.Release()
+		}
+		if u.upstream != nil {
+			u.upstream.Close()
+		}
+		if u.hijacked != nil {
+			u.hijacked.Close()
+		}
+	}
+	switch {
+	case failure == nil:
+	case failure == http.ErrAbortHandler:
+		panic(failure) // net/http closes the connection, and says nothing
+	default:
+		p.log.Error("panic", "value", failure, "stack", string(debug.Stack()))
+		p.refuse(u, &refusal{reason: Internal})
+	}
+}

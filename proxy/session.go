@@ -1,0 +1,139 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"portcullis/proxy/admin"
+	"portcullis/proxy/relay"
+	"portcullis/ratelimit"
+	"portcullis/upstream"
+)
+
+// switchTimeout bounds the writing of the 101. The socket's buffer is empty then, so only a client that takes nothing at all
+// needs longer.
+const switchTimeout = 10 * time.Second
+
+// connect opens the connection to the upstream, its handshake included.
+func (p *Proxy) connect(u *upgrade) *refusal {
+	began := time.Now()
+	conn, err := p.upstream.Connect(u.r.Context(), p.upstreamRequest(u))
+	if err != nil {
+		no, result := p.upstreamRefusal(err)
+		p.metrics.UpstreamDial(result, time.Since(began))
+		return no
+	}
+	p.metrics.UpstreamDial(admin.DialConnected, conn.DialTime)
+	u.upstream = conn
+	return nil
+}
+
+// upstreamRefusal is the no to a client that could not be connected, and the metric's word for it.
+func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
+	refused, isRefused := errors.AsType[*upstream.RefusedError](err)
+	dial, isDial := errors.AsType[*upstream.DialError](err)
+	handshake, isHandshake := errors.AsType[*upstream.HandshakeError](err)
+	switch {
+	case isRefused:
+		return passOn(refused), admin.DialRefused
+	case errors.Is(err, context.Canceled):
+		return p.gone(err), admin.DialAborted
+	case isDial && dial.Timeout(), isHandshake && handshake.Timeout():
+		return &refusal{reason: UpstreamTimeout, err: err}, admin.DialTimeout
+	case isDial:
+		return &refusal{reason: UpstreamDial, err: err}, admin.DialFailed
+	case isHandshake:
+		return &refusal{reason: UpstreamHandshake, err: err}, admin.DialHandshake
+	}
+	return &refusal{reason: Internal, err: err}, admin.DialFailed
+}
+
+// switchProtocols takes the client's connection over from net/http, answers 101 and hands both connections to the relay. Until
+// the hijack every no is an ordinary answer; after it there is none.
+func (p *Proxy) switchProtocols(u *upgrade) *refusal {
+	if p.isClosing() {
+		return &refusal{reason: Draining}
+	}
+	conn, buffered, err := http.NewResponseController(u.w).Hijack()
+	if err != nil {
+		return &refusal{reason: Internal, err: err}
+	}
+	u.hijacked = unmarked(conn)
+	early := make([]byte, buffered.Reader.Buffered())
+	buffered.Read(early) // cannot fail: it is in the buffer
+
+	u.hijacked.SetDeadline(time.Now().Add(switchTimeout))
+	if _, err := u.hijacked.Write(switchingProtocols(u)); err != nil {
+		return &refusal{reason: ClientGone, err: err}
+	}
+	u.hijacked.SetDeadline(time.Time{}) // HTTP's deadlines are none of the session's (traefik#10589)
+
+	s := &session{
+		proxy:   p,
+		slot:    u.slot,
+		id:      rand.Text(),
+		subject: strings.Clone(u.decision.Subject),
+		client:  u.client.Addr.String(),
+		path:    strings.Clone(brief(u.path)),
+	}
+	p.metrics.Upgraded()
+	p.metrics.SessionStarted()
+	p.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	u.started = true
+	p.relay.Start(relay.Handover{
+		Client:        u.hijacked,
+		Upstream:      u.upstream.Conn,
+		ClientEarly:   early,
+		UpstreamEarly: u.upstream.Early,
+		Extensions:    strings.Clone(u.upstream.Extensions),
+		Ended:         s.ended,
+	})
+	return nil
+}
+
+// session is what the gate keeps of an upgrade while the relay has it. There are as many as open connections, so it is small,
+// and its strings are copies: one that pointed into the request would keep all of it alive.
+type session struct {
+	proxy             *Proxy
+	slot              *ratelimit.Slot
+	id, subject, path string
+	client            string
+}
+
+// ended is the end of a session: its slot is free again, and one line tells what it was.
+func (s *session) ended(e relay.End) {
+	s.slot.Release()
+	s.proxy.metrics.SessionEnded(admin.EndedSession{
+		Reason:           string(e.Reason),
+		Code:             e.Code,
+		Duration:         e.Duration,
+		ClientMessages:   e.FromClient.Messages,
+		ClientBytes:      e.FromClient.Bytes,
+		UpstreamMessages: e.FromUpstream.Messages,
+		UpstreamBytes:    e.FromUpstream.Bytes,
+	})
+	s.proxy.log.LogAttrs(context.Background(), slog.LevelInfo, "session ended", append(s.attrs(),
+		slog.String("reason", string(e.Reason)),
+		slog.Int("code", e.Code),
+		slog.Duration("duration", e.Duration),
+		slog.Int64("client_messages", e.FromClient.Messages),
+		slog.Int64("client_bytes", e.FromClient.Bytes),
+		slog.Int64("upstream_messages", e.FromUpstream.Messages),
+		slog.Int64("upstream_bytes", e.FromUpstream.Bytes),
+	)...)
+}
+
+func (s *session) attrs() []slog.Attr {
+	return []slog.Attr{
+		slog.String("session", s.id),
+		slog.String("subject", s.subject),
+		slog.String("client", s.client),
+		slog.String("path", s.path),
+		slog.String("upstream", s.proxy.behind),
+	}
+}
