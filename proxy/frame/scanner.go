@@ -80,7 +80,7 @@ func (s *Scanner) Next(b []byte, rules *Rules) (Part, error) {
 		return Part{}, ErrOpcode
 	}
 	if h.Opcode.Control() {
-		return s.control(h, size, len(b), rules)
+		return s.control(h, size, b, rules)
 	}
 
 	allowed := rules.FrameRSV
@@ -121,14 +121,16 @@ func (s *Scanner) payload(p Part, header, n int) Part {
 	return p
 }
 
-func (s *Scanner) control(h Header, size, n int, rules *Rules) (Part, error) {
-	if !h.Fin || h.Length > MaxControlPayload {
+func (s *Scanner) control(h Header, size int, b []byte, rules *Rules) (Part, error) {
+	// The seven bits must hold the length: a longer form is one that RFC 6455,
+	// section 5.2, forbids for it, and would make the frame exceed MaxControl.
+	if !h.Fin || b[1]&0x7f > MaxControlPayload {
 		return Part{}, ErrControl
 	}
 	if h.RSV&^rules.FrameRSV != 0 {
 		return Part{}, ErrRSV
 	}
-	if n < size+int(h.Length) {
+	if len(b) < size+int(h.Length) {
 		return Part{}, nil
 	}
 	return Part{Size: size + int(h.Length), Payload: int(h.Length), Header: h, Control: true}, nil
