@@ -66,22 +66,22 @@ func (c contestant) version() string {
 	return ""
 }
 
-// revision is the commit that a Go program was built from.
+// revision is the commit that a Go program was built from; "" if that was not recorded (GOFLAGS=-buildvcs=false).
 func revision(program string) string {
 	info, err := buildinfo.ReadFile(program)
 	if err != nil {
-		return "Portcullis"
+		return ""
 	}
-	name := "Portcullis"
+	commit, changed := "", ""
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
-			name += " " + s.Value[:min(len(s.Value), 10)]
+			commit = "Portcullis " + s.Value[:min(len(s.Value), 10)]
 		case s.Key == "vcs.modified" && s.Value == "true":
-			name += " with changes"
+			changed = " with changes"
 		}
 	}
-	return name
+	return commit + changed
 }
 
 // descriptorLimit is how many files a process may open: programs raise their soft limit to the hard one, as Go does.

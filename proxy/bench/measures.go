@@ -22,12 +22,20 @@ type effort struct {
 }
 
 var (
-	full = effort{rounds: 9, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 3000, sessions: 8000,
+	full = effort{rounds: 7, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 2000, sessions: 8000,
 		memoryRounds: 3, pause: 3 * time.Second}
 	// quick shows that everything works; its figures are not to be quoted.
 	quick = effort{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500,
 		memoryRounds: 1, pause: 200 * time.Millisecond}
 )
+
+func (e effort) String() string {
+	s := fmt.Sprintf("rounds: %d, idle sessions: %d", e.rounds, e.sessions)
+	if e.window == quick.window {
+		s += ", too quick to be quoted"
+	}
+	return s
+}
 
 // measure is one thing done to a contestant, and the figures that it yields.
 type measure struct {
@@ -181,14 +189,11 @@ func (s subject) settled(ctx context.Context) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		select {
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-time.After(still):
+		if err := wait(ctx, still); err != nil {
+			return 0, err
 		}
-		cpu := last
-		last, err = s.used.cpu()
-		if last-cpu < still/200 {
+		before := last
+		if last, err = s.used.cpu(); last-before < still/200 {
 			break
 		}
 	}
@@ -213,10 +218,8 @@ func (e effort) memory(ctx context.Context, s subject) ([]float64, error) {
 	if err := l.once(ctx, newMessage(64)); err != nil {
 		return nil, err
 	}
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-time.After(e.pause):
+	if err := wait(ctx, e.pause); err != nil {
+		return nil, err
 	}
 	after, err := s.used.memory()
 	if err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,7 +18,36 @@ import (
 // usage is what a process and its children have used: nginx is a master and its workers.
 type usage []int // process ids
 
-// usageOf finds the children, so it is called once they are all there.
+// atRest is the usage of a program once its number of processes and its memory have stopped to grow: nginx serves as soon
+// as its first worker is there, before the others have set up their tables.
+func atRest(ctx context.Context, pid int) (usage, error) {
+	const (
+		still = 100 * time.Millisecond
+		slack = 128 << 10 // bytes: the Go runtime is never quite still
+	)
+	var count int
+	var last int64
+	for range 100 {
+		u, err := usageOf(pid)
+		if err != nil {
+			return nil, err
+		}
+		now, err := u.memory()
+		if err != nil {
+			return nil, err
+		}
+		if len(u) == count && now < last+slack {
+			return u, nil
+		}
+		count, last = len(u), now
+		if err := wait(ctx, still); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%d processes, %d bytes, and still growing", count, last)
+}
+
+// usageOf finds the children.
 func usageOf(pid int) (usage, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -57,6 +87,16 @@ func (u usage) cpu() (time.Duration, error) {
 		sum += time.Duration(ts.Nano())
 	}
 	return sum, nil
+}
+
+// wait returns early, with its error, when ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 // memory is the proportional set size of the processes in bytes: a page that several share counts as its fraction.

@@ -131,7 +131,7 @@ func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
 		e.stop()
 		return nil, fmt.Errorf("first session: %w", err)
 	}
-	if e.used, err = usageOf(process.pid()); err != nil {
+	if e.used, err = atRest(ctx, process.pid()); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("find its processes: %w", err)
 	}
