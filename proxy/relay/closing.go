@@ -3,7 +3,7 @@ package relay
 import "portcullis/proxy/frame"
 
 // farewell is what the other side is told when one side is at fault or lost.
-var farewell = [2]closing{
+var farewell = [2]Closing{
 	client:   {frame.CodeGoingAway, "client connection lost"},
 	upstream: {frame.CodeInternal, "upstream connection lost"},
 }
@@ -24,11 +24,11 @@ func (p *policy) because(r Reason, code int) {
 }
 
 // end brings the session to an end on both sides.
-func (p *policy) end(r Reason, c closing, now moment) {
+func (p *policy) end(r Reason, c Closing, now moment) {
 	if p.reason != "" {
 		return // it is ending already, and each side has its deadline
 	}
-	p.because(r, c.code)
+	p.because(r, c.Code)
 	p.closeWith(client, c, now)
 	p.closeWith(upstream, c, now)
 }
@@ -42,7 +42,7 @@ func (p *policy) cut(now moment) {
 
 // closeWith has a Close frame sent to side s at the next boundary. A side
 // to which no such boundary comes, or that does not take it, is cut.
-func (p *policy) closeWith(s side, c closing, now moment) {
+func (p *policy) closeWith(s side, c Closing, now moment) {
 	e := &p.ends[s]
 	if e.shut() || e.wantClose {
 		return
@@ -68,8 +68,8 @@ func (p *policy) violated(s side, err error, now moment) {
 		reason, code = reasonTooBig[s], frame.CodeTooBig
 	}
 	p.because(reason, code)
-	p.closeWith(s, closing{code, err.Error()}, now)
-	p.closeWith(s.other(), closing{frame.CodeGoingAway, ""}, now)
+	p.closeWith(s, Closing{code, err.Error()}, now)
+	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
 	p.shaken(s, now)
 }
 
@@ -109,7 +109,7 @@ func (p *policy) eof(s side, now moment) {
 
 // loseUpstream tells the client that its upstream has broken off.
 func (p *policy) loseUpstream(now moment) {
-	p.because(UpstreamGone, farewell[upstream].code)
+	p.because(UpstreamGone, farewell[upstream].Code)
 	p.ends[client].forwarded = false
 	p.closeWith(client, farewell[upstream], now)
 }

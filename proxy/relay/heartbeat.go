@@ -83,6 +83,6 @@ func (p *policy) passedPing(s side, now moment) {
 // silent gives up side s, which has not answered our ping.
 func (p *policy) silent(s side, now moment) {
 	p.because(reasonSilent[s], frame.CodeTimeout)
-	p.closeWith(s, closing{frame.CodeTimeout, "no pong"}, now)
+	p.closeWith(s, Closing{frame.CodeTimeout, "no pong"}, now)
 	p.closeWith(s.other(), farewell[s], now)
 }

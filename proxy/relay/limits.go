@@ -83,8 +83,8 @@ func (p *policy) exceeded(until, now moment) bool {
 		return false
 	}
 	p.because(ClientRate, frame.CodePolicy)
-	p.closeWith(client, closing{frame.CodePolicy, "message rate"}, now)
-	p.closeWith(upstream, closing{frame.CodeGoingAway, ""}, now)
+	p.closeWith(client, Closing{frame.CodePolicy, "message rate"}, now)
+	p.closeWith(upstream, Closing{frame.CodeGoingAway, ""}, now)
 	return true
 }
 

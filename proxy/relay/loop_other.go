@@ -15,5 +15,5 @@ type loopSession struct{ timer timer }
 
 func newLoopSession(*Relay, Handover) *loopSession { return nil }
 
-func (*loopSession) end(Reason, closing) {}
-func (*loopSession) cut()                {}
+func (*loopSession) Close(Reason, Closing) {}
+func (*loopSession) cut()                  {}

@@ -9,7 +9,7 @@ import (
 
 // loopSession is a session on an event loop. While it is idle it owns no
 // goroutine, no stack and no buffer. Its methods run on the loop's goroutine,
-// but for end and cut.
+// but for Close and cut.
 type loopSession struct {
 	relay    *Relay
 	loop     *loop
@@ -235,11 +235,11 @@ func (s *loopSession) tick() {
 	s.settle()
 }
 
-func (s *loopSession) end(why Reason, c closing) {
+func (s *loopSession) Close(why Reason, c Closing) {
 	s.loop.post(func() { s.endNow(why, c) })
 }
 
-func (s *loopSession) endNow(why Reason, c closing) {
+func (s *loopSession) endNow(why Reason, c Closing) {
 	if !s.policy.over() {
 		s.policy.end(why, c, s.loop.now)
 		s.settle()

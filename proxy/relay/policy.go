@@ -72,7 +72,7 @@ type end struct {
 	appPing  moment // when the first ping of the other side since the last byte passed; 0: none has
 
 	// The end.
-	closing   closing // the Close frame that is due at the next boundary
+	closing   Closing // the Close frame that is due at the next boundary
 	wantClose bool
 	outClosed bool   // a Close frame has been handed out: nothing more is, RFC 6455 section 5.5.1
 	flushed   bool   // and written
@@ -85,12 +85,6 @@ type end struct {
 	gone      bool   // the connection is to be closed, or was
 	cutAt     moment // when it is cut if nothing comes of it; 0: never
 	sliding   bool   // every byte from the peer moves that back
-}
-
-// closing is a Close frame of ours.
-type closing struct {
-	code   int
-	reason string
 }
 
 func (p *policy) start(r *rules, scan *[2]frame.Rules, nonce uint64, now moment) {
@@ -233,7 +227,7 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 		}
 		to.forwarded = true
 		if p.terminate {
-			p.closeWith(s.other(), closing{code, reason}, now)
+			p.closeWith(s.other(), Closing{code, reason}, now)
 			return false
 		}
 		to.outClosed = true
@@ -320,7 +314,7 @@ func (p *policy) insertion(s side, b []byte, now moment) []byte {
 	}
 	e.wantPing = false
 	if e.wantClose {
-		b = frame.AppendControl(b, s.speaks(), frame.Close, frame.ClosePayload(e.closing.code, e.closing.reason))
+		b = frame.AppendControl(b, s.speaks(), frame.Close, frame.ClosePayload(e.closing.Code, e.closing.Reason))
 		e.wantClose, e.outClosed = false, true
 	}
 	if len(b) > before {
@@ -423,14 +417,14 @@ func (p *policy) tick(now moment) {
 func (p *policy) lifetime(now moment) {
 	if p.sessionMax > 0 {
 		if now >= p.started+p.sessionMax {
-			p.end(SessionLimit, closing{frame.CodeGoingAway, "session limit"}, now)
+			p.end(SessionLimit, Closing{frame.CodeGoingAway, "session limit"}, now)
 			return
 		}
 		p.wakeBy(p.started + p.sessionMax)
 	}
 	if p.idleTimeout > 0 {
 		if now >= p.active+p.idleTimeout {
-			p.end(Idle, closing{frame.CodeTimeout, "idle"}, now)
+			p.end(Idle, Closing{frame.CodeTimeout, "idle"}, now)
 			return
 		}
 		p.wakeBy(p.active + p.idleTimeout)

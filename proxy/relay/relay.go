@@ -119,20 +119,28 @@ type Handover struct {
 // Relay is a set of sessions. It is safe for concurrent use.
 type Relay struct {
 	*rules
-	loops *loops // nil: every session is relayed on the stream engine
+	loops *loops      // nil: every session is relayed on the stream engine
+	trim  *time.Timer // runs trim
 
 	mu       sync.Mutex // guards what follows
-	live     map[session]struct{}
+	live     map[Session]struct{}
 	empty    chan struct{} // closed while there is no session; nil until somebody waits
 	draining bool
 }
 
-// session is a live session, as an engine keeps it.
-type session interface {
-	// end brings it to an end with a Close frame to both sides.
-	end(Reason, closing)
+// Session is a live session. Its methods are safe for concurrent use, return
+// at once, and do nothing to a session that is ending already.
+type Session interface {
+	// Close ends it with a Close frame to both sides.
+	Close(Reason, Closing)
 	// cut closes both connections at once.
 	cut()
+}
+
+// Closing is what a Close frame says.
+type Closing struct {
+	Code   int    // RFC 6455, section 7.4
+	Reason string // at most 123 bytes of it are sent; it must be fit for a peer to see
 }
 
 // rules are what all sessions have in common.
@@ -215,7 +223,7 @@ func New(c Config) (*Relay, error) {
 	r.plain = scanRules(frame.Rules{MaxMessage: largest})
 	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
 	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
-	relay := &Relay{rules: r, live: make(map[session]struct{})}
+	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: time.AfterFunc(never, trim)}
 	if haveLoops && !r.terminate && c.Engine != "stream" {
 		relay.loops = newLoops()
 	}
@@ -247,21 +255,25 @@ func (r *rules) scanRules(extensions string) *[2]frame.Rules {
 func (r *Relay) Extensions() bool { return !r.terminate }
 
 // Start takes both connections over and returns at once.
-func (r *Relay) Start(h Handover) {
-	if r.loops != nil && r.loops.add(newLoopSession(r, h), h) {
-		return
+func (r *Relay) Start(h Handover) Session {
+	r.trim.Reset(calm)
+	if r.loops != nil {
+		if s := newLoopSession(r, h); r.loops.add(s, h) {
+			return s
+		}
 	}
 	s := newStream(r, h)
 	draining := r.remember(s)
 	s.run(h)
 	if draining {
-		s.end(Drained, goingAway)
+		s.Close(Drained, goingAway)
 	}
+	return s
 }
 
 // remember puts a session on the list. Where it reports draining, the engine
 // ends the session as soon as it has begun.
-func (r *Relay) remember(s session) (draining bool) {
+func (r *Relay) remember(s Session) (draining bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live[s] = struct{}{}
@@ -269,7 +281,7 @@ func (r *Relay) remember(s session) (draining bool) {
 }
 
 // forget takes an ended session off the list.
-func (r *Relay) forget(s session) {
+func (r *Relay) forget(s Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.live, s)
@@ -286,17 +298,17 @@ func (r *Relay) Len() int {
 	return len(r.live)
 }
 
-func (r *Relay) sessions() []session {
+func (r *Relay) sessions() []Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make([]session, 0, len(r.live))
+	all := make([]Session, 0, len(r.live))
 	for s := range r.live {
 		all = append(all, s)
 	}
 	return all
 }
 
-var goingAway = closing{frame.CodeGoingAway, "going away"}
+var goingAway = Closing{frame.CodeGoingAway, "going away"}
 
 // Drain ends every session with Close 1001, spread evenly over that time so
 // that the clients do not all come back in the same moment. Sessions that are
@@ -321,7 +333,7 @@ func (r *Relay) Drain(ctx context.Context, spread time.Duration) {
 				return
 			}
 		}
-		s.end(Drained, goingAway)
+		s.Close(Drained, goingAway)
 	}
 }
 

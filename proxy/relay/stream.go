@@ -226,7 +226,7 @@ func (s *stream) tick() {
 	s.settle()
 }
 
-func (s *stream) end(why Reason, c closing) {
+func (s *stream) Close(why Reason, c Closing) {
 	s.mu.Lock()
 	s.policy.end(why, c, now())
 	s.mu.Unlock()
