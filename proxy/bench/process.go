@@ -74,7 +74,7 @@ func start(ctx context.Context, c command) (*process, error) {
 // this process die first, the kernel sends it SIGTERM.
 func (c command) exec() *exec.Cmd {
 	cmd := exec.Command(c.path, c.args...)
-	cmd.Env = c.env
+	cmd.Env = append([]string{}, c.env...) // nil would be the environment of this process
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	return cmd
 }
