@@ -24,8 +24,8 @@
 //
 // # Invariants
 //
-//   - Until the hijack every no is an ordinary HTTP answer, and it ends the connection. After it there is no answer; the
-//     relay's Close frames take its place.
+//   - Until the hijack every no is an ordinary HTTP answer. After it there is none; the relay's Close frames take its place.
+//   - A connection carries one request.
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
 //   - A tunnel exists only after both handshakes were right to the letter.

@@ -96,15 +96,15 @@ func suspicious(path string, odd bool) string {
 	if err != nil {
 		return "a bad escape"
 	}
-	if strings.ContainsFunc(decoded, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-		return "an escaped control character"
+	for _, c := range []byte(decoded) {
+		if c < ' ' || c == 0x7f {
+			return "an escaped control character"
+		}
 	}
-	separators := strings.Count(path, "/")
-	segments := strings.FieldsFunc(decoded, func(c rune) bool { return c == '/' || c == '\\' })
-	for _, segment := range segments {
+	for segment := range strings.FieldsFuncSeq(decoded, func(c rune) bool { return c == '/' || c == '\\' }) {
 		// Tomcat and its kind drop ;parameters before they resolve dots: /..;/ is a way up.
-		segment, _, _ = strings.Cut(segment, ";")
-		if segment == "." || segment == ".." {
+		name, _, _ := strings.Cut(segment, ";")
+		if name == "." || name == ".." {
 			return "a dot segment"
 		}
 	}
@@ -113,7 +113,7 @@ func suspicious(path string, odd bool) string {
 		return ""
 	case strings.Contains(path, "//"):
 		return "an empty segment"
-	case strings.Contains(decoded, `\`), strings.Count(decoded, "/") > separators:
+	case strings.Contains(decoded, `\`), strings.Count(decoded, "/") > strings.Count(path, "/"):
 		return "a backslash, or an escaped slash"
 	}
 	return ""

@@ -168,6 +168,9 @@ func newUpgrade(w http.ResponseWriter, r *http.Request) *upgrade {
 // before everything else has said yes.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reached(r)
+	// One request a connection. Were a proxy in front to take a refused upgrade for accepted, it would tunnel whatever its client
+	// sends next, which would be the requests of a trusted proxy here (0ang3el/websocket-smuggle).
+	w.Header().Set("Connection", "close")
 	u := newUpgrade(w, r)
 	if !p.enter() {
 		p.refuse(u, &refusal{reason: Draining})

@@ -173,7 +173,7 @@ func (p *Proxy) count(why Reason, attrs ...slog.Attr) {
 		time.AfterFunc(time.Second, p.tellDropped) // even if no refusal comes after this one
 	}
 	if ok {
-		attrs = append(attrs, slog.String("reason", string(why)))
+		attrs = slices.Insert(attrs, 0, slog.String("reason", string(why)))
 		p.log.LogAttrs(context.Background(), why.level(), "refused", attrs...)
 	}
 }
@@ -215,18 +215,21 @@ func brief(path string) string {
 
 func (no *refusal) answerStatus() int { return cmp.Or(no.status, answers[no.reason].status) }
 
-// write answers with the refusal. The connection ends with it: a proxy in front that took this upgrade for accepted would
-// tunnel whatever its client sends next, as requests of a trusted proxy (0ang3el/websocket-smuggle).
+// write answers with the refusal.
 func (no *refusal) write(w http.ResponseWriter, r *http.Request) {
 	status, body, h := no.answerStatus(), no.body, w.Header()
-	maps.Copy(h, no.header)
+	for name, values := range no.header {
+		if name == "Connection" {
+			values = append(h[name], values...) // behind close: net/http looks at the first alone
+		}
+		h[name] = values
+	}
 	if no.reason != UpstreamRefused {
 		body = no.text()
 		h["Content-Type"] = []string{"text/plain; charset=utf-8"}
 		h["X-Content-Type-Options"] = []string{"nosniff"}
 		h["Cache-Control"] = []string{"no-store"}
 	}
-	h["Connection"] = append([]string{"close"}, h["Connection"]...) // first: net/http looks at no other
 	if wait := cmp.Or(no.wait, no.reason.retry()); wait > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(jitter(wait))}
 	}

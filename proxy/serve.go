@@ -19,8 +19,8 @@ const (
 	headerTimeout = 10 * time.Second
 	// answerTimeout is for a client to take an answer, beyond the time that the steps take.
 	answerTimeout = 10 * time.Second
-	// idleTimeout is between two requests of one connection. Only the token endpoint has such.
-	idleTimeout = 60 * time.Second
+	// idleTimeout is between two requests of one connection, of which there are none.
+	idleTimeout = time.Second
 	// maxHeaderBytes leaves room for the longest token beside a browser's cookies.
 	maxHeaderBytes = 64 << 10
 	// cutTimeout is for what was cut to notice.

@@ -1,0 +1,46 @@
+package proxy
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// beyond are the imports that a package may have besides the standard library. What is not listed here may have none: a leaf
+// knows its own field, and neither its neighbours nor whoever uses it. Programs and this package may import everything.
+var beyond = map[string][]string{
+	"portcullis/proxy/admin":   {"github.com/prometheus/client_golang/"},
+	"portcullis/proxy/origin":  {"golang.org/x/net/publicsuffix"},
+	"portcullis/proxy/probe":   {"github.com/gorilla/websocket"},
+	"portcullis/proxy/relay":   {"portcullis/proxy/frame", "github.com/koding/websocketproxy", "github.com/gorilla/websocket", "golang.org/x/sys/unix"},
+	"portcullis/ratelimit":     {"golang.org/x/time/rate"},
+	"portcullis/upstream/echo": {"github.com/gorilla/websocket"},
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.Name}} {{.ImportPath}} {{join .Imports " "}}`, "portcullis/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	packages := 0
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		name, path, imports := fields[0], fields[1], fields[2:]
+		packages++
+		if name == "main" || path == "portcullis/proxy" {
+			continue
+		}
+		for _, imported := range imports {
+			first, _, _ := strings.Cut(imported, "/")
+			standard := !strings.Contains(first, ".") && first != "portcullis"
+			allowed := slices.ContainsFunc(beyond[path], func(prefix string) bool { return strings.HasPrefix(imported, prefix) })
+			if !standard && !allowed {
+				t.Errorf("%s imports %s", path, imported)
+			}
+		}
+	}
+	if packages < len(beyond) {
+		t.Errorf("go list gave %d packages", packages)
+	}
+}
