@@ -64,7 +64,7 @@ func detach(c *net.TCPConn) (fd int, err error) {
 
 // loop relays sessions with one goroutine, one epoll instance and one buffer.
 // Everything a session has is touched by that goroutine alone; others reach it
-// through the mailbox. It runs only while it has sessions.
+// through the mailbox. It runs only while it has sessions, and a little longer.
 //
 // Descriptors are watched level-triggered. One read to a ready side and turn,
 // so that no session keeps the others waiting for longer than that.
@@ -84,6 +84,7 @@ type loop struct {
 	free   []int32        // slots that are not in use
 	freed  []int32        // those of this turn: events of the turn may still name them
 	live   int
+	idle   moment // since when live is 0; 0: it is not
 	buf    []byte
 	events []unix.EpollEvent
 }
@@ -93,6 +94,8 @@ const (
 	loopRead = 64 << 10
 	// loopEvents is how many ready descriptors one wait may report.
 	loopEvents = 256
+	// loopLinger is how long a loop waits for a session before it stops.
+	loopLinger = moment(100 * time.Millisecond)
 	// bellSlot is what an event of the bell names instead of a slot.
 	bellSlot = -1
 )
@@ -169,7 +172,7 @@ func (l *loop) post(f func()) {
 
 // run is the loop.
 func (l *loop) run() {
-	l.now = now()
+	l.now, l.idle = now(), 0
 	l.wheel.tick = l.now / wheelTick
 	l.buf = make([]byte, loopRead)
 	l.events = make([]unix.EpollEvent, loopEvents)
@@ -195,8 +198,8 @@ func (l *loop) run() {
 	}
 }
 
-// open empties the mailbox and reports whether the loop goes on. A loop that has
-// nothing to do stops and owns nothing.
+// open empties the mailbox and reports whether the loop goes on. One that has
+// had nothing to do for a while stops and owns nothing.
 func (l *loop) open() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -210,6 +213,13 @@ func (l *loop) open() bool {
 		l.mu.Lock()
 	}
 	if l.live > 0 {
+		l.idle = 0
+		return true
+	}
+	if l.idle == 0 {
+		l.idle = l.now
+	}
+	if l.now < l.idle+loopLinger {
 		return true
 	}
 	unix.Close(l.bell)
@@ -222,6 +232,9 @@ func (l *loop) open() bool {
 // timeout is the one for the next wait, in milliseconds; -1 is for ever.
 func (l *loop) timeout() int {
 	wait := l.wheel.wait(l.now)
+	if l.live == 0 {
+		wait = loopLinger
+	}
 	if wait == never {
 		return -1
 	}
