@@ -11,13 +11,32 @@
 //     403, refuse. Everything else says that the endpoint is not working:
 //     another status, redirects included, an answer that is too long, or none
 //     within AUTH_TIMEOUT. The gate then fails closed but does not blame the
-//     client.
+//     client. AUTH_ACCEPT=2xx accepts by the status alone.
+//   - jwt checks a JSON Web Token (RFC 7519) here, against a secret, a public
+//     key, or the keys that a URL publishes. It must be signed by one of
+//     AUTH_JWT_ALGORITHMS and have an exp.
+//   - introspect asks an authorization server (RFC 7662).
+//   - forward shows the client's request, whatever token or cookie it has, to
+//     AUTH_URL, as nginx's auth_request and Traefik's forwardAuth do: 2xx
+//     accepts, 401 and 403 refuse. See [Credential.Via].
 //   - none lets everybody pass. Tokens are not looked for and not taken out,
 //     for they can only be meant for the upstream.
 //
-// An endpoint may name the client in its answer's X-Auth-Subject; otherwise the
-// subject is a pseudonym, fit for limits and logs alone. It may limit how long
-// its yes holds by Cache-Control: max-age or Expires above zero.
+// An answer of endpoint and forward may name the client in X-Auth-Subject;
+// where nobody is named the subject is a pseudonym, fit for limits and logs
+// alone. An answer may limit how long it holds by Cache-Control: max-age or
+// Expires above zero; what has an exp holds until then at most.
+//
+// # What stands before a verifier
+//
+//	cache      AUTH_CACHE_TTL, AUTH_STALE_TTL     endpoint, introspect
+//	share      one call for concurrent questions  endpoint, introspect
+//	inflight   AUTH_MAX_INFLIGHT                  endpoint, introspect, forward
+//	breaker    a dead service is not asked        endpoint, introspect, forward
+//
+// Each is a verifier around the next. A JWT is not cached: to check its
+// signature costs some ten microseconds (BenchmarkVerify), and a table of
+// answers would be one more thing that outlives a key that was revoked.
 //
 // # Places
 //
@@ -41,7 +60,8 @@
 //
 // [Auth.Find] and [Auth.Verify] before anything is dialled; [Auth.Strip] and
 // [Auth.Clean] on the headers that go upstream; [Auth.Set] last, after whatever
-// else edits those headers. Every mode takes the same calls.
+// else edits those headers. Every mode takes the same calls. [Auth.VerifyAgain]
+// is for a session that is open.
 //
 // No error of this package contains a token, not even one that a broken
 // endpoint sends back. One thing is out of its reach: net/http prints what an
@@ -50,130 +70,165 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
-)
-
-// Config is what [New] needs. Only a mode that is named lets anyone pass: the
-// zero Config is refused.
-type Config struct {
-	// Mode names the verifier: endpoint or none.
-	Mode string `env:"AUTH_MODE" envDefault:"endpoint"`
-	// URL is the token endpoint of mode endpoint, http or https. Its query
-	// parameters are kept, and token is added to them.
-	URL string `env:"AUTH_URL"`
-	// Timeout bounds one call of the verifier, from dialling to the last byte
-	// of its answer. Zero is refused: a call without an end holds a client.
-	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s"`
-	// TokenFrom lists the places of the package comment. Empty is refused,
-	// except in mode none.
-	TokenFrom []string `env:"AUTH_TOKEN_FROM" envDefault:"query:token,header:Authorization"`
-	// TokenPass leaves the token in what goes upstream, in every place.
-	TokenPass bool `env:"AUTH_TOKEN_PASS" envDefault:"false"`
-	// Forward lists pairs claim:Header: what is known of the client and the
-	// header that tells the upstream. These headers are deleted from every
-	// client request. Empty: nothing is told, nothing is deleted.
-	Forward []string `env:"AUTH_FORWARD" envDefault:"sub:X-Auth-Subject"`
-}
-
-// The values of AUTH_MODE.
-const (
-	modeEndpoint = "endpoint"
-	modeNone     = "none"
 )
 
 // Auth is a compiled [Config]. Its methods may be called concurrently.
 type Auth struct {
-	verifier  verifier // nil: everybody passes (mode none)
-	places    []place
-	cookie    bool // one of places is a cookie
-	keep      bool // TokenPass
-	identity  []identityHeader
-	pseudonym pseudonyms
+	verifier verifier // nil: everybody passes (mode none)
+	cache    *cache   // the verifier, where it is a cache; nil otherwise
+	places   []place
+	cookie   bool // cookies may authenticate
+	shows    bool // the verifier is shown the request (mode forward)
+	keep     bool // TokenPass
+	identity []identityHeader
+	copied   []string // headers of an answer that go upstream, canonical
+	hash     tokenHash
+	warnings []string
 }
 
-// New compiles c. Its error joins every mistake, one line each.
+// New compiles c. Its error joins every mistake, one line each. In mode jwt it
+// starts to fetch keys in the background, until [Auth.Close].
 func New(c Config) (*Auth, error) {
-	a := &Auth{keep: c.TokenPass, pseudonym: newPseudonyms()}
-	var mistakes []error
-	note := func(err error) { mistakes = append(mistakes, err) }
+	a := &Auth{keep: c.TokenPass, hash: newTokenHash()}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.foreign(), c.numbers()}
+	var err error
+	switch c.Mode {
+	case modeEndpoint, modeIntrospect, modeJWT:
+		if len(c.TokenFrom) == 0 {
+			err = mistake("AUTH_TOKEN_FROM", "", "leaves no place for a token; want at least one, as "+wantPlace)
+		}
+		mistakes = append(mistakes, err, a.choose(&c))
+	case modeForward:
+		// Nobody but the verifier knows which cookie authenticates.
+		a.cookie, a.shows = true, true
+		mistakes = append(mistakes, a.choose(&c))
+	case modeNone:
+		a.places, a.cookie = nil, false
+	default:
+		mistakes = append(mistakes[:2], mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none"))
+	}
+	if err := errors.Join(mistakes...); err != nil {
+		a.Close()
+		return nil, err
+	}
+	a.warnings = c.warnings()
+	return a, nil
+}
 
+// findPlaces compiles AUTH_TOKEN_FROM.
+func (a *Auth) findPlaces(c *Config) error {
+	var mistakes []error
 	for i, entry := range c.TokenFrom {
 		p, err := parsePlace(entry)
 		switch {
 		case err != nil:
-			note(err)
+			mistakes = append(mistakes, err)
 		case slices.Contains(c.TokenFrom[:i], entry):
-			note(mistake("AUTH_TOKEN_FROM", entry, "is listed twice; want each place once"))
+			mistakes = append(mistakes, mistake("AUTH_TOKEN_FROM", entry, "is listed twice; want each place once"))
 		default:
 			a.places = append(a.places, p)
 			_, cookie := p.(cookiePlace)
 			a.cookie = a.cookie || cookie
 		}
 	}
+	return errors.Join(mistakes...)
+}
+
+// nameHeaders compiles AUTH_FORWARD and AUTH_COPY_HEADERS.
+func (a *Auth) nameHeaders(c *Config) error {
+	var mistakes []error
 	for _, entry := range c.Forward {
 		h, err := parseForward(entry)
-		same := func(other identityHeader) bool { return sameHeader(other.name, h.name) }
 		switch {
 		case err != nil:
-			note(err)
-		case slices.ContainsFunc(a.identity, same):
-			note(mistake("AUTH_FORWARD", entry, "names a header that another pair names; want one claim for each header"))
+			mistakes = append(mistakes, err)
+		case a.ours(h.name):
+			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, "names a header that another pair names; want one claim for each header"))
+		case h.claim != subjectClaim && slices.Contains([]string{modeEndpoint, modeForward, modeNone}, c.Mode):
+			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, fmt.Sprintf("names a claim, of which AUTH_MODE=%s has none; want sub", c.Mode)))
 		default:
 			a.identity = append(a.identity, h)
 		}
 	}
+	for _, name := range c.CopyHeaders {
+		switch {
+		case !isToken(name) || reserved(name):
+			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is no header, or one that the handshake or the proxy needs; want another, as Remote-User"))
+		case a.ours(name):
+			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is set already, by AUTH_FORWARD or twice here; want each header once"))
+		default:
+			a.copied = append(a.copied, http.CanonicalHeaderKey(name))
+		}
+	}
+	return errors.Join(mistakes...)
+}
 
+// choose makes the verifier of the mode, and what stands before it.
+func (a *Auth) choose(c *Config) error {
+	var v verifier
+	var err error
+	if c.Mode == modeJWT {
+		if v, err = newJWT(c); err == nil {
+			a.verifier = v
+		}
+		return err
+	}
 	switch c.Mode {
 	case modeEndpoint:
-		if len(c.TokenFrom) == 0 {
-			note(mistake("AUTH_TOKEN_FROM", "", "leaves no place for a token; want at least one, as "+wantPlace))
-		}
-		e, err := newEndpoint(c.URL, c.Timeout)
-		if err != nil {
-			note(err)
-			break
-		}
-		a.verifier = e
-	case modeNone:
-		a.places, a.cookie = nil, false
-	case "jwt", "introspect", "forward":
-		note(mistake("AUTH_MODE", c.Mode, "is not built yet; want endpoint or none"))
-	default:
-		note(mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint or none"))
+		v, err = newEndpoint(c)
+	case modeIntrospect:
+		v, err = newIntrospection(c)
+	case modeForward:
+		v, err = newForward(c, a.copied)
 	}
-	if err := errors.Join(mistakes...); err != nil {
-		return nil, err
+	if err != nil {
+		return err
 	}
-	return a, nil
+	v = newBreaker(v, c.Logger)
+	v = newInflight(v, cmp.Or(c.MaxInflight, defaultInflight), c.Timeout)
+	if c.Mode != modeForward { // whose answer depends on more than the token
+		v = newShare(v, a.hash)
+		if c.CacheTTL > 0 || c.StaleTTL > 0 {
+			a.cache = newCache(v, a.hash, cacheTimes{c.CacheTTL, c.StaleTTL})
+			v = a.cache
+		}
+	}
+	a.verifier = v
+	return nil
 }
 
-// mistake is one line about one setting.
-func mistake(name, value, wrong string) error {
-	return fmt.Errorf("%s: %q %s", name, value, wrong)
-}
-
-// Required reports whether a client must show a token: in every mode but none.
+// Required reports whether a client must be authenticated: in every mode but
+// none.
 func (a *Auth) Required() bool { return a.verifier != nil }
 
 // NamesSubject reports whether each accepted client has a subject, so that
 // limits per subject mean something: in every mode but none.
 func (a *Auth) NamesSubject() bool { return a.verifier != nil }
 
-// UsesCookie reports whether a token may come as a cookie. A browser sends
-// cookies with the WebSocket handshakes of any site (cross-site WebSocket
-// hijacking), so an Origin allow list is then a must.
+// UsesCookie reports whether a cookie may authenticate: one is a place for the
+// token, or the verifier is shown all of them. A browser sends cookies with the
+// WebSocket handshakes of any site (cross-site WebSocket hijacking), so an
+// Origin allow list is then a must.
 func (a *Auth) UsesCookie() bool { return a.cookie }
+
+// Warnings returns what an operator should be told at start, a line each: what
+// works and is not safe.
+func (a *Auth) Warnings() []string { return a.warnings }
 
 // Find looks for the token in every configured place of r, an upgrade request.
 // Its errors are [ErrMissing], [ErrConflict] and [*MalformedError]; the first
-// problem in the order of the places is told. In mode none it returns the zero
-// Credential.
+// problem in the order of the places is told. In mode forward no token is a
+// credential too, so ErrMissing is not returned; in mode none the zero
+// Credential is.
 func (a *Auth) Find(r *http.Request) (Credential, error) {
 	if a.verifier == nil {
 		return Credential{}, nil
@@ -185,10 +240,27 @@ func (a *Auth) Find(r *http.Request) (Credential, error) {
 			return Credential{}, err
 		}
 	}
+	if a.shows {
+		c.shown = show(r, a.unshownToken(r))
+		return c, nil
+	}
 	if c.Token == "" {
 		return Credential{}, ErrMissing
 	}
 	return c, nil
+}
+
+// unshownToken returns the token that r shows in its subprotocols, which belong
+// to the handshake and are not shown to a verifier; "" for none.
+func (a *Auth) unshownToken(r *http.Request) string {
+	var c Credential
+	for _, p := range a.places {
+		switch p.(type) {
+		case bearerPlace, kubernetesPlace:
+			c, _ = p.find(r, c) // Find has seen to the errors
+		}
+	}
+	return c.Token
 }
 
 // Strip takes the credential out of what goes upstream: it returns rawQuery
@@ -210,6 +282,7 @@ func (a *Auth) Strip(rawQuery string, h http.Header) string {
 // Verify asks the verifier about c. Its errors are
 //
 //   - [*RefusedError]: the credential is not good;
+//   - [*DeniedError]: it is good, and not enough;
 //   - [*UnavailableError]: nobody could tell; not the client's doing;
 //   - [*MalformedError]: c.Token was not fit to be asked about;
 //   - one that wraps ctx's error, when ctx ended first.
@@ -220,18 +293,36 @@ func (a *Auth) Verify(ctx context.Context, c Credential) (Decision, error) {
 		return Decision{}, nil
 	}
 	d, err := a.verifier.verify(ctx, c)
+	return a.named(c, d, err)
+}
+
+// VerifyAgain is Verify for a client that was accepted and whose session is
+// open: no remembered answer is given, for the session lives by one already,
+// but the new one is remembered. In an outage that is an [*UnavailableError];
+// AUTH_STALE_TTL is then the session's to grant.
+func (a *Auth) VerifyAgain(ctx context.Context, c Credential) (Decision, error) {
+	if a.cache == nil {
+		return a.Verify(ctx, c)
+	}
+	d, err := a.cache.ask(ctx, c)
+	return a.named(c, d, err)
+}
+
+// named sees to it that an accepted client has a subject, which is not its
+// token: a service that names the user by the token would put the token into
+// every log line; such a name is as good as none.
+func (a *Auth) named(c Credential, d Decision, err error) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	// A service that names the user by the token would put the token into
-	// every log line; such a name is as good as none.
 	if d.Subject == "" || strings.EqualFold(d.Subject, c.Token) {
-		d.Subject, d.Pseudonym = a.pseudonym.of(c.Token), true
+		d.Subject, d.Pseudonym = a.hash.pseudonym(c.identity()), true
 	}
 	return d, nil
 }
 
-// Close closes idle connections. Calls in flight finish.
+// Close closes idle connections and ends what runs in the background. Calls in
+// flight finish.
 func (a *Auth) Close() {
 	if a.verifier != nil {
 		a.verifier.close()

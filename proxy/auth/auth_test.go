@@ -44,13 +44,12 @@ func TestNewRefuses(t *testing.T) {
 		want   []string // what each line starts with
 	}{
 		{"the zero Config", Config{}, []string{`AUTH_MODE: "" is not a mode`}},
-		{"a mode of later", with(func(c *Config) { c.Mode = "jwt" }), []string{`AUTH_MODE: "jwt" is not built yet`}},
 		{"a mode in capitals", with(func(c *Config) { c.Mode = "NONE" }), []string{`AUTH_MODE: "NONE" is not a mode`}},
 		{"all mistakes at once", Config{Mode: "endpoint", TokenFrom: []string{"body:token"}, Forward: []string{"sub"}}, []string{
 			`AUTH_TOKEN_FROM: "body:token" is not a place; want query:NAME`,
 			`AUTH_FORWARD: "sub" is not a pair`,
-			`AUTH_URL: "" names no endpoint`,
 			`AUTH_TIMEOUT: "0s" is not a time to wait`,
+			`AUTH_URL: "" names no endpoint`,
 		}},
 		{"no place", place(), []string{`AUTH_TOKEN_FROM: "" leaves no place`}},
 		{"a place without a name", place("query:"), []string{`AUTH_TOKEN_FROM: "query:" is not a place`}},

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 )
 
 // MaxTokenBytes is the longest token that is asked about. JSON Web Tokens with
@@ -11,8 +13,8 @@ import (
 const MaxTokenBytes = 8192
 
 // Credential is everything that a verifier is shown. It holds no reference to
-// the request, so that a session can keep it and ask again. Printing and
-// encoding it hide the token.
+// the request, so that a session can keep it and ask again; in mode forward it
+// holds a copy of the request's head. Printing and encoding it hide the token.
 type Credential struct {
 	// Token is 1 to [MaxTokenBytes] bytes of visible ASCII.
 	Token string
@@ -20,6 +22,19 @@ type Credential struct {
 	// none, because a browser that offered protocols fails the handshake when
 	// none is chosen. Empty: none. It is never the token.
 	Answer string
+
+	shown *shown // what mode forward shows; nil in the others
+}
+
+// identity is the text that stands for a client whom nobody names: its token,
+// else what is most likely to authenticate it instead. A client can vary the
+// latter at will.
+func (c Credential) identity() string {
+	if c.Token != "" || c.shown == nil {
+		return c.Token
+	}
+	h := c.shown.header
+	return strings.Join(slices.Concat(h["Authorization"], h["Cookie"]), "\x00")
 }
 
 const hidden = "[credential]"

@@ -2,6 +2,8 @@ package auth
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"time"
 )
 
@@ -10,11 +12,13 @@ import (
 // client pass.
 type verifier interface {
 	verify(ctx context.Context, c Credential) (Decision, error)
-	// close lets go of idle connections; calls in flight finish.
+	// close lets go of idle connections and background work; calls in flight
+	// finish.
 	close()
 }
 
-// Decision is a verifier's yes.
+// Decision is a verifier's yes. Clients may share one: its maps are not to be
+// written to.
 type Decision struct {
 	// Subject names the client, for limits and logs, and for the upstream
 	// unless it is a Pseudonym. Empty in mode none only. It is at most 256
@@ -24,27 +28,75 @@ type Decision struct {
 	// the verifier named nobody. It differs from process to process and is
 	// never sent upstream.
 	Pseudonym bool
-	// Claims are further facts that AUTH_FORWARD may send upstream, by name.
+	// Claims are further facts that AUTH_FORWARD sends upstream, by name. Each
+	// can stand in a header.
 	Claims map[string]string
+	// Headers are those of the answer that AUTH_COPY_HEADERS sends upstream.
+	Headers http.Header
 	// Until is when the decision stops holding. Zero: open-ended. It may have
 	// passed already, when a cache handed out a stale answer.
 	Until time.Time
+	// Expires is when the credential itself ends: nothing extends a session
+	// beyond it, neither AUTH_STALE_TTL nor asking again. Until is not after
+	// it. Zero: not known.
+	Expires time.Time
+	// Final says that the verifier can say nothing new about the same
+	// credential, so that asking again is of no use.
+	Final bool
+
+	noStore bool // the answer is not to be remembered
 }
 
 // RefusedError says that the verifier knows the credential and will not have
 // it, or does not know it. The client gets 401.
 type RefusedError struct {
 	Cause error // what was answered, for the log; never nil
+	// Challenge are the values of WWW-Authenticate with which the verifier
+	// refused, fit to be passed on. Empty: it sent none.
+	Challenge []string
+
+	noStore bool // as in Decision
 }
 
 func (e *RefusedError) Error() string { return "credential refused: " + e.Cause.Error() }
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
+// DeniedError says that the credential is good and does not allow this. The
+// client gets 403.
+type DeniedError struct {
+	Cause     error    // what is missing, for the log; never nil
+	Challenge []string // as in RefusedError
+
+	noStore bool // as in Decision
+}
+
+func (e *DeniedError) Error() string { return "access denied: " + e.Cause.Error() }
+func (e *DeniedError) Unwrap() error { return e.Cause }
+
 // UnavailableError says that the verifier gave no usable answer: an operator
 // must look, and the client may come back. The client gets 503.
 type UnavailableError struct {
 	Cause error // for the log; never nil; wraps context.DeadlineExceeded after AUTH_TIMEOUT
+	// RetryAfter is when asking again may help. Zero: not known.
+	RetryAfter time.Duration
+
+	alive bool // somebody answered, if only nonsense
 }
 
 func (e *UnavailableError) Error() string { return "ask the verifier: " + e.Cause.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Cause }
+
+// said reports whether err is the verifier's no, which is an answer.
+func said(err error) bool {
+	_, refused := errors.AsType[*RefusedError](err)
+	_, denied := errors.AsType[*DeniedError](err)
+	return refused || denied
+}
+
+// earlier returns the earlier of two times, of which zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,10 +1,6 @@
 package auth
 
 import (
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"net/http"
 	"slices"
@@ -25,34 +21,40 @@ const subjectClaim = "sub"
 
 // parseForward reads one pair of AUTH_FORWARD.
 func parseForward(entry string) (identityHeader, error) {
-	claim, name, _ := strings.Cut(entry, ":")
+	// The last colon: the name of a claim may be a URL, that of a header cannot.
+	i := strings.LastIndexByte(entry, ':')
+	claim, name := entry[:max(i, 0)], entry[i+1:]
 	switch {
 	case claim == "" || !isToken(name):
 		return identityHeader{}, mistake("AUTH_FORWARD", entry, "is not a pair; want claim:Header, as sub:X-Auth-Subject")
 	case reserved(name):
 		return identityHeader{}, mistake("AUTH_FORWARD", entry, "names a header that the handshake or the proxy needs; want another")
-	case claim != subjectClaim:
-		return identityHeader{}, mistake("AUTH_FORWARD", entry, "names a claim that no built mode knows; want sub")
 	}
 	return identityHeader{claim, http.CanonicalHeaderKey(name)}, nil
 }
 
-// Clean deletes the headers of AUTH_FORWARD from h, in every spelling that a
-// server behind may take for them; a client must not name itself.
+// ours reports whether a server behind may take name for a header that only we
+// may set.
+func (a *Auth) ours(name string) bool {
+	return slices.ContainsFunc(a.identity, func(id identityHeader) bool { return sameHeader(name, id.name) }) ||
+		slices.ContainsFunc(a.copied, func(copied string) bool { return sameHeader(name, copied) })
+}
+
+// Clean deletes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS from h, in
+// every spelling that a server behind may take for them; a client must not name
+// itself.
 func (a *Auth) Clean(h http.Header) {
 	for key := range h {
-		for _, id := range a.identity {
-			if sameHeader(key, id.name) {
-				delete(h, key)
-			}
+		if a.ours(key) {
+			delete(h, key)
 		}
 	}
 }
 
-// Set writes the headers of AUTH_FORWARD that d knows into h, in place of any
-// there. Call it last: a header that the client's Connection lists is removed
-// as hop-by-hop, and ours must not be (CVE-2024-45410). What d does not know,
-// and a pseudonym, is not written.
+// Set writes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS that d knows
+// into h, in place of any there. Call it last: a header that the client's
+// Connection lists is removed as hop-by-hop, and ours must not be
+// (CVE-2024-45410). What d does not know, and a pseudonym, is not written.
 func (a *Auth) Set(h http.Header, d Decision) {
 	for _, id := range a.identity {
 		value := d.Claims[id.claim]
@@ -64,6 +66,11 @@ func (a *Auth) Set(h http.Header, d Decision) {
 		}
 		if value != "" {
 			h[id.name] = []string{value}
+		}
+	}
+	for _, name := range a.copied {
+		if values := d.Headers[name]; len(values) > 0 {
+			h[name] = slices.Clone(values) // d may be another session's too
 		}
 	}
 }
@@ -112,30 +119,19 @@ func reserved(name string) bool {
 // key; the longest e-mail address has 254 bytes.
 const maxSubjectBytes = 256
 
-var errSubject = errors.New("the answer's subject is longer than 256 bytes or has characters that no header may carry")
+var errSubject = errors.New("the subject is longer than 256 bytes or has characters that no header may carry")
 
 // checkSubject returns errSubject unless s may stand in a header and a log line.
 func checkSubject(s string) error {
-	if len(s) > maxSubjectBytes || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+	if len(s) > maxSubjectBytes || !fitsHeader(s) {
 		return errSubject
 	}
 	return nil
 }
 
-// pseudonyms is the key by which tokens become subjects. It is made anew in
-// every process and never leaves it, so a pseudonym in a log cannot be used to
-// try out tokens.
-type pseudonyms [sha256.Size]byte
-
-func newPseudonyms() (p pseudonyms) {
-	rand.Read(p[:]) // never fails (Go 1.24)
-	return p
-}
-
-// of returns the pseudonym of token. Half of the HMAC-SHA256 is kept: 128 bits
-// do not collide, and the subject is in every log line.
-func (p *pseudonyms) of(token string) string {
-	mac := hmac.New(sha256.New, p[:])
-	mac.Write([]byte(token))
-	return "hmac-" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+// fitsHeader reports whether s reaches a server as it is when it is the value
+// of a header. Control characters break headers and logs, and white space at
+// the ends is trimmed on the way, which would make one user of two.
+func fitsHeader(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl) && strings.TrimSpace(s) == s
 }

@@ -84,12 +84,12 @@ func TestCheckSubject(t *testing.T) {
 }
 
 func TestPseudonyms(t *testing.T) {
-	one, other := newPseudonyms(), newPseudonyms()
-	alice := one.of("alice's token")
-	if got := one.of("alice's token"); got != alice {
+	one, other := newTokenHash(), newTokenHash()
+	alice := one.pseudonym("alice's token")
+	if got := one.pseudonym("alice's token"); got != alice {
 		t.Errorf("%s, then %s for one token", alice, got)
 	}
-	if one.of("bob's token") == alice || other.of("alice's token") == alice {
+	if one.pseudonym("bob's token") == alice || other.pseudonym("alice's token") == alice {
 		t.Error("another token or another process has the same pseudonym")
 	}
 	if len(alice) != len("hmac-")+22 {

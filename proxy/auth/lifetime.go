@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"iter"
 	"net/http"
 	"strconv"
 	"strings"
@@ -43,21 +44,45 @@ func freshness(h http.Header, asked time.Time) time.Duration {
 	return expires.Sub(date)
 }
 
+// storable reports whether an answer with the headers h may be remembered.
+func storable(h http.Header, asked time.Time) bool {
+	for name := range directives(h) {
+		if strings.EqualFold(name, "no-store") || strings.EqualFold(name, "no-cache") {
+			return false
+		}
+	}
+	if _, ok := maxAge(h); !ok && len(h["Expires"]) == 0 {
+		return true // nothing said
+	}
+	return freshness(h, asked) > 0
+}
+
+// directives yields the names and values in h's Cache-Control.
+func directives(h http.Header) iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		for _, line := range h["Cache-Control"] {
+			for directive := range strings.SplitSeq(line, ",") {
+				name, value, _ := strings.Cut(strings.Trim(directive, " \t"), "=")
+				if !yield(name, value) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // maxAge returns the max-age of h's Cache-Control and whether there is one. Of
 // several the smallest above zero counts, the one that ends a session first; an
 // invalid one counts as zero.
 func maxAge(h http.Header) (age time.Duration, ok bool) {
-	for _, line := range h["Cache-Control"] {
-		for directive := range strings.SplitSeq(line, ",") {
-			name, value, _ := strings.Cut(strings.Trim(directive, " \t"), "=")
-			if !strings.EqualFold(name, "max-age") {
-				continue
-			}
-			ok = true
-			// Quotes are wrong and yet to be understood, section 5.2.
-			if d, valid := seconds(strings.Trim(value, `"`)); valid && d > 0 && (age == 0 || d < age) {
-				age = d
-			}
+	for name, value := range directives(h) {
+		if !strings.EqualFold(name, "max-age") {
+			continue
+		}
+		ok = true
+		// Quotes are wrong and yet to be understood, section 5.2.
+		if d, valid := seconds(strings.Trim(value, `"`)); valid && d > 0 && (age == 0 || d < age) {
+			age = d
 		}
 	}
 	return age, ok

@@ -1,0 +1,62 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+const (
+	// breakerFailures is how many calls in turn must fail before the service
+	// is given up: one more than may hang by chance when it restarts.
+	breakerFailures = 5
+	// breakerPause is how long it is then left alone. Afterwards one call tries.
+	breakerPause = 2 * time.Second
+)
+
+// A breaker spares clients the wait for a service that is dead: after
+// breakerFailures it says so at once. Only a service that does not answer, or
+// asks to be left alone, is given up: a status 500 may be the doing of one odd
+// token, and must not shut out everybody else.
+type breaker struct {
+	verifier
+	circuit *gobreaker.CircuitBreaker[Decision]
+}
+
+func newBreaker(v verifier, log *slog.Logger) *breaker {
+	return &breaker{v, gobreaker.NewCircuitBreaker[Decision](gobreaker.Settings{
+		Timeout:     breakerPause,
+		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= breakerFailures },
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			switch to {
+			case gobreaker.StateOpen:
+				log.Warn("the auth service does not answer and is not asked for a while", "pause", breakerPause)
+			case gobreaker.StateClosed:
+				log.Info("the auth service answers again")
+			}
+		},
+		IsSuccessful: func(err error) bool {
+			unavailable, ok := errors.AsType[*UnavailableError](err)
+			return !ok || unavailable.alive
+		},
+		// A client that went away says nothing about the service, nor does a
+		// token that was not fit to be asked about.
+		IsExcluded: func(err error) bool {
+			_, unavailable := errors.AsType[*UnavailableError](err)
+			return err != nil && !unavailable && !said(err)
+		},
+	})}
+}
+
+func (b *breaker) verify(ctx context.Context, c Credential) (Decision, error) {
+	d, err := b.circuit.Execute(func() (Decision, error) { return b.verifier.verify(ctx, c) })
+	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+		return Decision{}, &UnavailableError{Cause: errGivenUp, RetryAfter: breakerPause}
+	}
+	return d, err
+}
+
+var errGivenUp = errors.New("it has not answered several times in turn and is left alone for a moment")

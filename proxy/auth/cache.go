@@ -1,0 +1,104 @@
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+)
+
+const (
+	// maxRefusalTTL bounds how long a no is used again: a user who has just
+	// been given access must not be told for long that there is none.
+	maxRefusalTTL = 5 * time.Second
+	// cacheSize bounds each table, in tokens; an entry takes some 500 bytes.
+	// Of more tokens than that, those not asked about for the longest are
+	// asked about again.
+	cacheSize = 1 << 14
+)
+
+// cacheTimes are AUTH_CACHE_TTL and AUTH_STALE_TTL.
+type cacheTimes struct{ fresh, stale time.Duration }
+
+// A cache uses an answer again for a while, and one that accepts for a while
+// longer when there is no other to be had. Each answer is kept no longer than
+// it says. Refusals have a table of their own, so that guessing tokens does not
+// drive out good ones.
+type cache struct {
+	verifier
+	hash  tokenHash
+	times cacheTimes
+	yes   *lru.Cache[[sha256.Size]byte, keptYes]
+	no    *lru.Cache[[sha256.Size]byte, keptNo]
+}
+
+type keptYes struct {
+	decision Decision
+	fresh    time.Time // until then it is used without asking
+	stale    time.Time // until then it is used when nobody answers
+}
+
+type keptNo struct {
+	err   error
+	fresh time.Time
+}
+
+func newCache(v verifier, hash tokenHash, times cacheTimes) *cache {
+	c := &cache{verifier: v, hash: hash, times: times}
+	c.yes, _ = lru.New[[sha256.Size]byte, keptYes](cacheSize) // fails for sizes of 0 and less
+	c.no, _ = lru.New[[sha256.Size]byte, keptNo](cacheSize)
+	return c
+}
+
+func (c *cache) verify(ctx context.Context, cred Credential) (Decision, error) {
+	key := c.hash.sum(cred.Token)
+	now := time.Now()
+	if no, ok := c.no.Get(key); ok && now.Before(no.fresh) {
+		return Decision{}, no.err
+	}
+	yes, ok := c.yes.Get(key)
+	if ok && now.Before(yes.fresh) {
+		return yes.decision, nil
+	}
+	d, err := c.ask(ctx, cred)
+	if _, unavailable := errors.AsType[*UnavailableError](err); unavailable && ok && time.Now().Before(yes.stale) {
+		return yes.decision, nil
+	}
+	return d, err
+}
+
+// ask asks whatever is kept, and keeps the answer.
+func (c *cache) ask(ctx context.Context, cred Credential) (Decision, error) {
+	key, asked := c.hash.sum(cred.Token), time.Now()
+	d, err := c.verifier.verify(ctx, cred)
+	switch {
+	case err == nil:
+		c.no.Remove(key)
+		c.keepYes(key, d, asked)
+	case said(err):
+		c.yes.Remove(key)
+		c.keepNo(key, err, asked)
+	}
+	return d, err
+}
+
+func (c *cache) keepYes(key [sha256.Size]byte, d Decision, asked time.Time) {
+	if d.noStore {
+		c.yes.Remove(key)
+		return
+	}
+	fresh := earlier(asked.Add(c.times.fresh), d.Until)
+	c.yes.Add(key, keptYes{d, fresh, earlier(fresh.Add(c.times.stale), d.Expires)})
+}
+
+func (c *cache) keepNo(key [sha256.Size]byte, err error, asked time.Time) {
+	refused, _ := errors.AsType[*RefusedError](err)
+	denied, _ := errors.AsType[*DeniedError](err)
+	if refused != nil && refused.noStore || denied != nil && denied.noStore {
+		c.no.Remove(key)
+		return
+	}
+	c.no.Add(key, keptNo{err, asked.Add(min(c.times.fresh, maxRefusalTTL))})
+}

@@ -1,0 +1,332 @@
+package auth
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// A jwtVerifier verifies JSON Web Tokens by their signature (RFC 7519, and the
+// advice of RFC 8725).
+type jwtVerifier struct {
+	parser *jwt.Parser
+	keys   keySource
+	rules  claimRules
+	leeway time.Duration
+}
+
+// A keySource knows the key of a token's signature.
+type keySource interface {
+	// key returns the key, or several as a [jwt.VerificationKeySet], by the
+	// token's header, of which the algorithm has been checked. Its errors are
+	// those of [Auth.Verify].
+	key(ctx context.Context, t *jwt.Token) (any, error)
+	close()
+}
+
+// A fixedKey is the same for every token.
+type fixedKey struct{ verificationKey any }
+
+func (k fixedKey) key(context.Context, *jwt.Token) (any, error) { return k.verificationKey, nil }
+func (k fixedKey) close()                                       {}
+
+// discovers reports whether the keys are those of AUTH_ISSUER's discovery
+// document.
+func (c *Config) discovers() bool {
+	return c.Issuer != "" && c.JWTSecret == "" && c.JWTKeyFile == "" && c.JWKSURL == ""
+}
+
+// newJWT returns an error of one line for each mistake. The keys of a URL are
+// fetched from here on, in the background.
+func newJWT(c *Config) (*jwtVerifier, error) {
+	var mistakes []error
+	note := func(err error) { mistakes = append(mistakes, err) }
+
+	sources := 0
+	for _, set := range []bool{c.JWTSecret != "", c.JWTKeyFile != "", c.JWKSURL != "", c.discovers()} {
+		if set {
+			sources++
+		}
+	}
+	published := c.JWKSURL != "" || c.discovers()
+	const wantSource = "want one of AUTH_JWT_SECRET, AUTH_JWT_KEY_FILE, AUTH_JWKS_URL and AUTH_ISSUER"
+	switch {
+	case sources == 0:
+		note(mistake("AUTH_MODE", c.Mode, "has no key; "+wantSource))
+	case sources > 1:
+		note(mistake("AUTH_MODE", c.Mode, "has keys from more than one place; "+wantSource+", the last beside any"))
+	}
+	if published && len(c.Audience) == 0 {
+		note(mistake("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any"))
+	}
+	if !published && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "") {
+		note(mistake("AUTH_CA_FILE", c.CAFile, "and a client certificate have no effect without a URL for keys; want them unset"))
+	}
+	key, kinds, err := c.signingKey()
+	note(err)
+	note(c.checkAlgorithms(kinds))
+	audience, err := c.audience()
+	note(err)
+	rules, err := newClaimRules(c)
+	note(err)
+	var transport *http.Transport
+	if published {
+		transport, err = newTransport(c)
+		note(err)
+		if c.JWKSURL != "" {
+			_, err = parseURL("AUTH_JWKS_URL", c.JWKSURL)
+		} else {
+			_, err = parseURL("AUTH_ISSUER", c.Issuer)
+		}
+		note(err)
+	}
+	if err := errors.Join(mistakes...); err != nil {
+		return nil, err
+	}
+
+	algorithms := c.JWTAlgorithms
+	if len(algorithms) == 0 {
+		algorithms = kinds.usual
+	}
+	options := append(audience, // [jwt.WithAudience] or nothing
+		jwt.WithValidMethods(algorithms),
+		jwt.WithExpirationRequired(),
+		jwt.WithLeeway(c.JWTLeeway),
+		jwt.WithJSONNumber(),
+		jwt.WithStrictDecoding(), // else one token has several texts
+	)
+	if c.Issuer != "" {
+		options = append(options, jwt.WithIssuer(c.Issuer))
+	}
+	v := &jwtVerifier{jwt.NewParser(options...), fixedKey{key}, rules, c.JWTLeeway}
+	if published {
+		v.keys = newRemoteKeys(c, transport)
+	}
+	return v, nil
+}
+
+// algorithms are those of RFC 7518 and RFC 8037 that fit a kind of key.
+type algorithms struct {
+	fit   []string
+	usual []string // what AUTH_JWT_ALGORITHMS is when it is empty
+}
+
+var (
+	hmacAlgorithms   = algorithms{[]string{"HS256", "HS384", "HS512"}, []string{"HS256"}}
+	rsaAlgorithms    = algorithms{[]string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, []string{"RS256"}}
+	ed25519Algorithm = algorithms{[]string{"EdDSA"}, []string{"EdDSA"}}
+	// publicAlgorithms are those of keys that anyone may know. HS256 is none of
+	// them: whoever knows the key could sign.
+	publicAlgorithms = algorithms{
+		slices.Concat(rsaAlgorithms.fit, []string{"ES256", "ES384", "ES512", "EdDSA"}),
+		[]string{"RS256", "ES256", "EdDSA"},
+	}
+)
+
+// signingKey reads AUTH_JWT_SECRET or AUTH_JWT_KEY_FILE: the key, nil when it is
+// fetched, and which algorithms it fits.
+func (c *Config) signingKey() (any, algorithms, error) {
+	switch {
+	case c.JWTSecret != "":
+		return []byte(c.JWTSecret), hmacAlgorithms, c.checkSecret()
+	case c.JWTKeyFile != "":
+		return readPublicKey(c.JWTKeyFile)
+	}
+	return nil, publicAlgorithms, nil
+}
+
+// checkSecret demands a secret as long as the hash (RFC 7518 section 3.2): from
+// one token, shorter ones can be found by trying.
+func (c *Config) checkSecret() error {
+	want := 32
+	for algorithm, size := range map[string]int{"HS384": 48, "HS512": 64} {
+		if slices.Contains(c.JWTAlgorithms, algorithm) {
+			want = max(want, size)
+		}
+	}
+	if len(c.JWTSecret) < want {
+		return mistake("AUTH_JWT_SECRET", "***", fmt.Sprintf("has %d bytes; want %d or more, random ones", len(c.JWTSecret), want))
+	}
+	return nil
+}
+
+// readPublicKey reads the PEM file of AUTH_JWT_KEY_FILE.
+func readPublicKey(file string) (any, algorithms, error) {
+	const want = "; want a PEM file with one public key: RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519"
+	wrong := func(what string) (any, algorithms, error) {
+		return nil, publicAlgorithms, mistake("AUTH_JWT_KEY_FILE", file, what+want)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return wrong(fmt.Sprintf("cannot be read (%v)", errors.Unwrap(err)))
+	}
+	block, rest := pem.Decode(text)
+	if block == nil {
+		return wrong("is not PEM")
+	}
+	if next, _ := pem.Decode(rest); next != nil {
+		return wrong("holds more than one key")
+	}
+	var key any
+	switch block.Type {
+	case "PUBLIC KEY":
+		key, err = x509.ParsePKIXPublicKey(block.Bytes)
+	case "RSA PUBLIC KEY":
+		key, err = x509.ParsePKCS1PublicKey(block.Bytes)
+	case "CERTIFICATE":
+		var certificate *x509.Certificate
+		if certificate, err = x509.ParseCertificate(block.Bytes); err == nil {
+			key = certificate.PublicKey
+		}
+	default: // a private key among them, which has no place at a gate
+		return wrong(fmt.Sprintf("holds a %s", block.Type))
+	}
+	if err != nil {
+		return wrong("cannot be parsed")
+	}
+	fits, ok := fitting(key)
+	if !ok {
+		return wrong("holds a key that is too short or of another kind")
+	}
+	return key, fits, nil
+}
+
+// fitting returns the algorithms of a public key, and whether it is one to rely
+// on.
+func fitting(key any) (algorithms, bool) {
+	switch key := key.(type) {
+	case *rsa.PublicKey:
+		return rsaAlgorithms, key.N.BitLen() >= 2048 // RFC 7518 section 3.3
+	case *ecdsa.PublicKey:
+		for curve, name := range map[elliptic.Curve]string{elliptic.P256(): "ES256", elliptic.P384(): "ES384", elliptic.P521(): "ES512"} {
+			if key.Curve == curve {
+				return algorithms{[]string{name}, []string{name}}, true
+			}
+		}
+	case ed25519.PublicKey:
+		return ed25519Algorithm, true
+	}
+	return algorithms{}, false
+}
+
+// checkAlgorithms checks AUTH_JWT_ALGORITHMS against the key.
+func (c *Config) checkAlgorithms(kinds algorithms) error {
+	var mistakes []error
+	for _, name := range c.JWTAlgorithms {
+		if !slices.Contains(kinds.fit, name) {
+			mistakes = append(mistakes, mistake("AUTH_JWT_ALGORITHMS", name, "does not fit the key; want "+strings.Join(kinds.fit, ", ")))
+		}
+	}
+	return errors.Join(mistakes...)
+}
+
+func (v *jwtVerifier) close() { v.keys.close() }
+
+func (v *jwtVerifier) verify(ctx context.Context, c Credential) (Decision, error) {
+	if err := CheckToken(c.Token); err != nil {
+		return Decision{}, err
+	}
+	if err := checkJWT(c.Token); err != nil {
+		return Decision{}, &RefusedError{Cause: err}
+	}
+	payload := claims{}
+	_, err := v.parser.ParseWithClaims(c.Token, &payload, func(t *jwt.Token) (any, error) { return v.keys.key(ctx, t) })
+	if err != nil {
+		return Decision{}, v.explain(ctx, err)
+	}
+	d, err := v.rules.decide(payload)
+	if err != nil {
+		return Decision{}, err
+	}
+	// A token that only the leeway lets in would otherwise end at once.
+	if !d.Expires.After(time.Now()) {
+		d.Expires = d.Expires.Add(v.leeway)
+	}
+	d.Until, d.Final = d.Expires, true
+	return d, nil
+}
+
+// explain turns an error of the parser, whose text may quote the token, into
+// one of [Auth.Verify].
+func (v *jwtVerifier) explain(ctx context.Context, err error) error {
+	if unavailable, ok := errors.AsType[*UnavailableError](err); ok {
+		return unavailable
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return aborted(ctx)
+	}
+	return &RefusedError{Cause: fault(err)}
+}
+
+// fault returns what is wrong with a token or its claims, in a text that quotes
+// neither.
+func fault(err error) error {
+	for _, known := range []error{
+		jwt.ErrTokenExpired, jwt.ErrTokenNotValidYet, jwt.ErrTokenInvalidAudience, jwt.ErrTokenInvalidIssuer,
+		jwt.ErrTokenRequiredClaimMissing, errUnknownKey, errClaimType, jwt.ErrTokenSignatureInvalid,
+		jwt.ErrTokenUnverifiable,
+	} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	return jwt.ErrTokenMalformed
+}
+
+var (
+	errNoJWT    = errors.New("the token is not a JWT: header, payload and signature in base64url")
+	errCritical = errors.New("the token's header has crit, and so demands an extension")
+)
+
+// checkJWT checks what the parser does not look at: that no member of header
+// and payload stands there twice, and that no extension is demanded (RFC 7515
+// section 4.1.11). That a key comes along, as jku, x5u, jwk or x5c, is of no
+// interest: a token does not choose who is believed.
+func checkJWT(token string) error {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return errNoJWT
+	}
+	header, err := segment(parts[0])
+	if err != nil {
+		return err
+	}
+	members, err := parseClaims(header)
+	if err != nil {
+		return fmt.Errorf("the token's header: %w", err)
+	}
+	if _, critical := members["crit"]; critical {
+		return errCritical
+	}
+	payload, err := segment(parts[1])
+	if err != nil {
+		return err
+	}
+	if err := checkObject(payload); err != nil {
+		return fmt.Errorf("the token's payload: %w", err)
+	}
+	return nil
+}
+
+// segment decodes a part of a token.
+func segment(part string) ([]byte, error) {
+	text, err := base64.RawURLEncoding.Strict().DecodeString(part)
+	if err != nil {
+		return nil, errNoJWT
+	}
+	return text, nil
+}
