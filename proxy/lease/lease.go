@@ -1,0 +1,314 @@
+// Package lease ends sessions when their credential does.
+//
+// A verifier's yes holds for a time. A [Keeper] has each session's [Lease]
+// asked about again shortly before that time is over, and ends the session
+// when the answer is no, when there is nobody to answer for too long, or when the
+// credential itself has run out. It knows times and answers; what is asked, and what
+// ending means, are functions of the caller's.
+package lease
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Config is how a Keeper asks.
+type Config struct {
+	// Timeout bounds one question. It must be positive.
+	Timeout time.Duration
+	// Recheck asks about every lease at least that often. 0: only when its time is nearly over.
+	Recheck time.Duration
+	// Stale is for how long beyond its time a lease holds while nobody can answer.
+	Stale time.Duration
+	// PerSecond bounds how many questions are asked, so that sessions whose
+	// leases end together do not fall upon the verifier together. 0: 1000.
+	PerSecond int
+}
+
+// ErrRefused is what Ask returns, wrapped or not, for a no. Any other error
+// means that there was no answer.
+var ErrRefused = errors.New("credential refused")
+
+// Terms are what a verifier's yes promises.
+type Terms struct {
+	Until   time.Time // the answer holds; zero: for ever
+	Expires time.Time // the credential itself; zero: unknown
+	Final   bool      // to ask again about the same credential would say nothing new
+}
+
+// Why says why a lease ended.
+type Why int
+
+const (
+	Expired     Why = iota // the credential, or the answer, ran out
+	Revoked                // the verifier said no
+	Unavailable            // nobody could say, for longer than Stale
+)
+
+// Lease is one session's. Ask and End are set before Hold; they are called in a
+// goroutine of their own, never two at once for one lease.
+type Lease struct {
+	Ask func(context.Context) (Terms, error)
+	End func(Why) // at most once
+
+	// Guarded by the keeper's mu.
+	terms   Terms
+	at      time.Time // when something is to be done
+	asking  bool
+	renewed bool // while asking: the answer is about a credential that does not count any more
+	index   int  // in the queue; -1: not there
+}
+
+// Keeper watches over leases. It is safe for concurrent use.
+type Keeper struct {
+	config  Config
+	pace    *rate.Limiter
+	context context.Context // of every question
+	cancel  context.CancelFunc
+	running sync.WaitGroup // questions
+
+	mu    sync.Mutex // guards what follows
+	queue queue      // by time
+	timer *time.Timer
+	shut  bool
+}
+
+// retry is how long after a question without an answer the next is asked.
+const retry = time.Second
+
+// New returns a Keeper without leases.
+func New(c Config) *Keeper {
+	per := cmp.Or(c.PerSecond, 1000)
+	k := &Keeper{config: c, pace: rate.NewLimiter(rate.Limit(per), max(per/10, 1))}
+	k.context, k.cancel = context.WithCancel(context.Background())
+	k.timer = time.AfterFunc(time.Hour, k.wake)
+	k.timer.Stop()
+	return k
+}
+
+// Close forgets all leases, without ending them, and waits for the questions under way.
+func (k *Keeper) Close() {
+	k.mu.Lock()
+	k.shut = true
+	k.timer.Stop()
+	k.queue = nil
+	k.mu.Unlock()
+	k.cancel()
+	k.running.Wait()
+}
+
+// Hold watches over a lease from now on. A lease without an end that is not to be
+// rechecked costs nothing.
+func (k *Keeper) Hold(l *Lease, t Terms) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l.index = -1
+	k.hold(l, t, time.Now())
+}
+
+// Renew replaces the terms of a lease that is held: the session has shown
+// another credential, about which ask is to ask from now on.
+func (k *Keeper) Renew(l *Lease, t Terms, ask func(context.Context) (Terms, error)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l.Ask, l.renewed = ask, l.asking
+	k.hold(l, t, time.Now())
+}
+
+// Release forgets a lease: its session is over. End will not be called any
+// more, unless it is being called.
+func (k *Keeper) Release(l *Lease) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l.End = nil
+	k.remove(l)
+}
+
+func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {
+	l.terms = t
+	k.remove(l)
+	at := k.config.next(t, now)
+	if at.IsZero() || k.shut || l.End == nil {
+		return
+	}
+	k.schedule(l, at)
+}
+
+func (k *Keeper) schedule(l *Lease, at time.Time) {
+	l.at = at
+	heap.Push(&k.queue, l)
+	if l.index == 0 {
+		k.timer.Reset(time.Until(at))
+	}
+}
+
+func (k *Keeper) remove(l *Lease) {
+	if l.index >= 0 {
+		heap.Remove(&k.queue, l.index)
+	}
+}
+
+// next is when a lease with fresh terms is to be looked at next; zero: never.
+//
+// It is asked about early enough for a question to time out before its time is
+// over, and earlier still by a random part of an eighth of it, so that leases given
+// together do not end together; but not before three quarters of it have passed.
+func (c *Config) next(t Terms, now time.Time) (at time.Time) {
+	if t.Until.IsZero() && t.Expires.IsZero() {
+		if c.Recheck > 0 && !t.Final {
+			return now.Add(jittered(c.Recheck))
+		}
+		return time.Time{}
+	}
+	until := t.end()
+	if t.Final {
+		return until
+	}
+	lifetime := until.Sub(now)
+	ask := lifetime - c.Timeout - time.Duration(rand.Int64N(int64(max(lifetime/8, 1))))
+	ask = max(ask, lifetime*3/4)
+	if c.Recheck > 0 {
+		ask = min(ask, jittered(c.Recheck))
+	}
+	return now.Add(ask)
+}
+
+// jittered is d less a random part of a tenth of it.
+func jittered(d time.Duration) time.Duration {
+	return d - time.Duration(rand.Int64N(int64(d/10)+1))
+}
+
+// end is when the answer holds no longer: never later than the credential.
+func (t Terms) end() time.Time {
+	if t.Until.IsZero() || !t.Expires.IsZero() && t.Expires.Before(t.Until) {
+		return t.Expires
+	}
+	return t.Until
+}
+
+// limit is when a lease ends if nobody answers any more, and why; zero: never.
+func (c *Config) limit(t Terms) (time.Time, Why) {
+	if t.Until.IsZero() && t.Expires.IsZero() {
+		return time.Time{}, Unavailable
+	}
+	if t.Final {
+		return t.end(), Expired
+	}
+	limit := t.end()
+	if !t.Until.IsZero() {
+		limit = t.Until.Add(c.Stale)
+	}
+	if !t.Expires.IsZero() && !t.Expires.After(limit) {
+		return t.Expires, Expired
+	}
+	return limit, Unavailable
+}
+
+// wake does what is due.
+func (k *Keeper) wake() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	for len(k.queue) > 0 && !k.shut {
+		l := k.queue[0]
+		if wait := l.at.Sub(now); wait > 0 {
+			k.timer.Reset(wait)
+			return
+		}
+		heap.Pop(&k.queue)
+		limit, why := k.config.limit(l.terms)
+		switch {
+		case !limit.IsZero() && !now.Before(limit):
+			k.end(l, why)
+		case l.asking:
+			// Its answer decides; if it does not come, the limit does.
+			if !limit.IsZero() {
+				k.schedule(l, limit)
+			}
+		case !k.pace.AllowN(now, 1):
+			k.schedule(l, now.Add(time.Second/10))
+		default:
+			k.ask(l)
+			if !limit.IsZero() {
+				k.schedule(l, limit)
+			}
+		}
+	}
+}
+
+// end calls End once. The caller holds mu.
+func (k *Keeper) end(l *Lease, why Why) {
+	if end := l.End; end != nil {
+		l.End = nil
+		go end(why)
+	}
+}
+
+// ask asks about a lease. The caller holds mu.
+func (k *Keeper) ask(l *Lease) {
+	l.asking = true
+	ask := l.Ask
+	k.running.Go(func() {
+		ctx, cancel := context.WithTimeout(k.context, k.config.Timeout)
+		defer cancel()
+		terms, err := ask(ctx)
+
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		renewed := l.renewed
+		l.asking, l.renewed = false, false
+		if l.End == nil || k.shut || renewed {
+			return
+		}
+		now := time.Now()
+		switch {
+		case errors.Is(err, ErrRefused):
+			k.remove(l)
+			if expires := l.terms.Expires; !expires.IsZero() && !now.Before(expires) {
+				k.end(l, Expired)
+			} else {
+				k.end(l, Revoked)
+			}
+		case err != nil:
+			k.remove(l)
+			at := now.Add(jittered(retry))
+			if limit, _ := k.config.limit(l.terms); !limit.IsZero() && limit.Before(at) {
+				at = limit
+			}
+			k.schedule(l, at)
+		default:
+			k.hold(l, terms, now)
+		}
+	})
+}
+
+// queue is a heap of leases by time.
+type queue []*Lease
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *queue) Push(l any) {
+	l.(*Lease).index = len(*q)
+	*q = append(*q, l.(*Lease))
+}
+
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	l := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	l.index = -1
+	return l
+}

@@ -1,0 +1,225 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// verifier answers questions about one lease, and notes when they came.
+type verifier struct {
+	began  time.Time
+	answer func(ctx context.Context, n int) (Terms, error) // n counts from 1
+	asked  []time.Duration
+}
+
+func (v *verifier) ask(ctx context.Context) (Terms, error) {
+	v.asked = append(v.asked, time.Since(v.began))
+	return v.answer(ctx, len(v.asked))
+}
+
+// elapse lets a bubble's time go by.
+func elapse(d time.Duration) { <-time.After(d) }
+
+func within(t *testing.T, what string, got, from, to time.Duration) {
+	t.Helper()
+	if got < from || got > to {
+		t.Errorf("%s: got %v, want %v to %v", what, got, from, to)
+	}
+}
+
+func TestLease(t *testing.T) {
+	const minute = time.Minute
+	unavailable := errors.New("no answer")
+	in := func(d time.Duration) time.Time { return time.Now().Add(d) }
+	type ending struct {
+		why Why
+		at  time.Duration
+	}
+	for _, test := range []struct {
+		name   string
+		config Config
+		terms  func() Terms
+		answer func(ctx context.Context, n int) (Terms, error)
+		asked  [][2]time.Duration // between
+		want   *ending            // nil: it holds for an hour
+	}{{
+		name:  "open-ended: never asked",
+		terms: func() Terms { return Terms{} },
+	}, {
+		name:   "open-ended with recheck",
+		config: Config{Recheck: 20 * minute},
+		terms:  func() Terms { return Terms{} },
+		answer: func(_ context.Context, n int) (Terms, error) { return Terms{}, nil },
+		asked:  [][2]time.Duration{{18 * minute, 20 * minute}, {36 * minute, 40 * minute}, {54 * minute, 60 * minute}},
+	}, {
+		name:  "final: the credential runs out unasked",
+		terms: func() Terms { return Terms{Until: in(10 * minute), Expires: in(10 * minute), Final: true} },
+		want:  &ending{Expired, 10 * minute},
+	}, {
+		name:  "asked in the last quarter, and held on",
+		terms: func() Terms { return Terms{Until: in(40 * minute)} },
+		answer: func(context.Context, int) (Terms, error) {
+			return Terms{Until: in(40 * minute)}, nil
+		},
+		asked: [][2]time.Duration{{35*minute - 3*time.Second, 40*minute - 3*time.Second}},
+	}, {
+		name:   "a short lifetime is not asked about before three quarters of it",
+		terms:  func() Terms { return Terms{Until: in(4 * time.Second)} },
+		answer: func(context.Context, int) (Terms, error) { return Terms{}, nil },
+		asked:  [][2]time.Duration{{3 * time.Second, 3 * time.Second}},
+	}, {
+		name:   "revoked, at the answer",
+		config: Config{Recheck: 10 * minute},
+		terms:  func() Terms { return Terms{Until: in(2 * time.Hour)} },
+		answer: func(_ context.Context, n int) (Terms, error) {
+			if n == 1 {
+				return Terms{Until: in(2 * time.Hour)}, nil
+			}
+			return Terms{}, fmt.Errorf("verifier: %w", ErrRefused)
+		},
+		asked: [][2]time.Duration{{9 * minute, 10 * minute}, {18 * minute, 20 * minute}},
+		want:  &ending{why: Revoked},
+	}, {
+		name:   "an outage ends it at its time",
+		terms:  func() Terms { return Terms{Until: in(12 * time.Second)} },
+		answer: func(context.Context, int) (Terms, error) { return Terms{}, unavailable },
+		want:   &ending{Unavailable, 12 * time.Second},
+	}, {
+		name:   "an outage ends it later with stale",
+		config: Config{Stale: minute},
+		terms:  func() Terms { return Terms{Until: in(12 * time.Second)} },
+		answer: func(context.Context, int) (Terms, error) { return Terms{}, unavailable },
+		want:   &ending{Unavailable, 12*time.Second + minute},
+	}, {
+		name:   "never past exp",
+		config: Config{Stale: minute},
+		terms:  func() Terms { return Terms{Until: in(12 * time.Second), Expires: in(20 * time.Second)} },
+		answer: func(context.Context, int) (Terms, error) { return Terms{}, unavailable },
+		want:   &ending{Expired, 20 * time.Second},
+	}, {
+		name:   "an outage that passes",
+		config: Config{Stale: minute},
+		terms:  func() Terms { return Terms{Until: in(40 * time.Second)} },
+		answer: func(_ context.Context, n int) (Terms, error) {
+			if n <= 20 {
+				return Terms{}, unavailable
+			}
+			return Terms{}, nil
+		},
+	}, {
+		name:   "a verifier that hangs",
+		terms:  func() Terms { return Terms{Until: in(12 * time.Second)} },
+		answer: func(ctx context.Context, _ int) (Terms, error) { <-ctx.Done(); return Terms{}, ctx.Err() },
+		want:   &ending{Unavailable, 12 * time.Second},
+	}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := test.config
+				c.Timeout = 3 * time.Second
+				k := New(c)
+				defer k.Close()
+				v := &verifier{began: time.Now(), answer: test.answer}
+				var got *ending
+				l := &Lease{Ask: v.ask, End: func(why Why) {
+					if got != nil {
+						t.Error("ended twice")
+					}
+					got = &ending{why, time.Since(v.began)}
+				}}
+				k.Hold(l, test.terms())
+				elapse(time.Hour)
+				synctest.Wait()
+
+				for i, between := range test.asked {
+					if i >= len(v.asked) {
+						t.Fatalf("asked at %v, want %d times", v.asked, len(test.asked))
+					}
+					within(t, "asked", v.asked[i], between[0], between[1])
+				}
+				switch {
+				case test.want == nil && got != nil:
+					t.Fatalf("ended: %+v", *got)
+				case test.want == nil:
+				case got == nil:
+					t.Fatal("not ended")
+				case got.why != test.want.why:
+					t.Errorf("ended because %v, want %v", got.why, test.want.why)
+				case test.want.at != 0:
+					within(t, "ended", got.at, test.want.at, test.want.at+time.Second)
+				default:
+					within(t, "ended", got.at, v.asked[len(v.asked)-1], v.asked[len(v.asked)-1]+time.Second)
+				}
+			})
+		})
+	}
+}
+
+func TestRenewedWhileAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := New(Config{Timeout: 3 * time.Second})
+		defer k.Close()
+		answer := make(chan struct{})
+		l := &Lease{
+			Ask: func(context.Context) (Terms, error) { <-answer; return Terms{}, ErrRefused },
+			End: func(why Why) { t.Errorf("ended: %v", why) },
+		}
+		k.Hold(l, Terms{Until: time.Now().Add(8 * time.Second)})
+		elapse(7 * time.Second)
+		k.Renew(l, Terms{Until: time.Now().Add(time.Hour)}, func(context.Context) (Terms, error) { return Terms{}, nil })
+		close(answer) // a no about the old credential
+		elapse(time.Minute)
+		synctest.Wait()
+	})
+}
+
+func TestReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := New(Config{Timeout: time.Second})
+		defer k.Close()
+		l := &Lease{End: func(why Why) { t.Errorf("ended: %v", why) }}
+		k.Hold(l, Terms{Until: time.Now().Add(time.Minute), Final: true})
+		k.Release(l)
+		k.Release(l)
+		if n := len(k.queue); n != 0 {
+			t.Errorf("%d leases in the queue, want none", n)
+		}
+		elapse(time.Hour)
+		synctest.Wait()
+	})
+}
+
+// 10,000 leases that end in the same second.
+func TestQuestionsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := New(Config{Timeout: 3 * time.Second, PerSecond: 500})
+		defer k.Close()
+		perSecond := make(map[int64]int)
+		var total int
+		asked := make(chan int64, 10_000)
+		for range 10_000 {
+			k.Hold(&Lease{
+				Ask: func(context.Context) (Terms, error) { asked <- time.Now().Unix(); return Terms{}, nil },
+				End: func(why Why) { t.Errorf("ended: %v", why) },
+			}, Terms{Until: time.Now().Add(10 * time.Minute)})
+		}
+		elapse(time.Hour)
+		synctest.Wait()
+		close(asked)
+		for second := range asked {
+			perSecond[second]++
+			total++
+		}
+		if total != 10_000 {
+			t.Errorf("asked %d times, want 10000", total)
+		}
+		for second, n := range perSecond {
+			if n > 550 {
+				t.Errorf("asked %d times in second %d, want at most 500 and a burst of 50", n, second)
+			}
+		}
+	})
+}
