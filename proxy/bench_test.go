@@ -21,7 +21,9 @@ func BenchmarkUpgrade(b *testing.B) {
 		b.Run("auth="+mode, func(b *testing.B) {
 			g := newGate(b, backend.url, func(c *Config) {
 				c.Logger = nil
-				c.Auth.Mode = mode
+				if c.Auth.Mode = mode; mode == "none" {
+					c.Auth.URL = ""
+				}
 				c.Limits = ratelimit.Config{Sessions: 1 << 20}
 			})
 			raw := handshake("/?token=good")

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"portcullis/proxy/auth"
+	"portcullis/proxy/clientip"
 	"portcullis/upstream"
 )
 
@@ -91,25 +93,29 @@ func fold(name string) string {
 	}, name))
 }
 
-// setForwarded tells the upstream where the request comes from. Of what the client says of that, nothing is left by now; a
-// trusted proxy's word counts where it can be true.
+// route is how the request came here. A trusted proxy's word counts where it can be true.
+func route(r *http.Request, client clientip.Client) auth.Route {
+	way := auth.Route{Scheme: "http", Host: r.Host, For: join(client.Chain)}
+	if r.TLS != nil {
+		way.Scheme = "https"
+	}
+	if client.Proxied {
+		if said := r.Header["X-Forwarded-Proto"]; len(said) == 1 {
+			way.Scheme = scheme(said[0], way.Scheme)
+		}
+		if said := r.Header["X-Forwarded-Host"]; len(said) == 1 && isHost(said[0]) {
+			way.Host = said[0]
+		}
+	}
+	return way
+}
+
+// setForwarded tells the upstream where the request comes from. Of what the client says of that, nothing is left by now.
 func setForwarded(h http.Header, u *upgrade) {
-	proto, host := "http", u.r.Host
-	if u.r.TLS != nil {
-		proto = "https"
-	}
-	if u.client.Proxied {
-		if said := u.r.Header["X-Forwarded-Proto"]; len(said) == 1 {
-			proto = scheme(said[0], proto)
-		}
-		if said := u.r.Header["X-Forwarded-Host"]; len(said) == 1 && isHost(said[0]) {
-			host = said[0]
-		}
-	}
-	h["X-Forwarded-Proto"] = []string{proto}
-	h["X-Forwarded-Host"] = []string{host}
+	h["X-Forwarded-Proto"] = []string{u.route.Scheme}
+	h["X-Forwarded-Host"] = []string{u.route.Host}
 	if u.client.Addr.IsValid() {
-		h["X-Forwarded-For"] = []string{join(u.client.Chain)}
+		h["X-Forwarded-For"] = []string{u.route.For}
 		h["X-Real-Ip"] = []string{u.client.Addr.String()}
 	}
 }

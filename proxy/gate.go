@@ -20,6 +20,7 @@ func (p *Proxy) findClient(u *upgrade) *refusal {
 	}
 	u.client = p.clientIP.Resolve(clientip.ParsePeer(u.r.RemoteAddr), u.r.Header["X-Forwarded-For"])
 	u.address = ratelimit.AddressKey(u.client.Addr)
+	u.route = route(u.r, u.client)
 	return nil
 }
 
@@ -81,7 +82,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 	}
 	defer attempt.Release()
 	if err == nil {
-		u.credential = credential
+		u.credential = credential.Via(u.route)
 		u.decision, err = p.verify(u)
 	}
 	if err == nil {
@@ -89,7 +90,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 	}
 	no = p.tokenRefusal(u, err)
 	switch no.reason {
-	case TokenMalformed, TokenConflict, TokenRefused:
+	case TokenMalformed, TokenConflict, TokenRefused, TokenDenied:
 		attempt.Charge()
 	}
 	return no
@@ -138,24 +139,35 @@ func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal {
 		return no
 	}
 	if refused, ok := errors.AsType[*auth.RefusedError](err); ok {
-		return &refusal{reason: TokenRefused, err: refused, header: challenge("invalid_token")}
+		return &refusal{reason: TokenRefused, err: err, header: challenge("invalid_token", refused.Challenge...)}
 	}
-	switch {
-	case errors.Is(err, auth.ErrConflict):
+	if denied, ok := errors.AsType[*auth.DeniedError](err); ok {
+		return &refusal{reason: TokenDenied, err: err, header: challenge("insufficient_scope", denied.Challenge...)}
+	}
+	if errors.Is(err, auth.ErrConflict) {
 		return &refusal{reason: TokenConflict, header: challenge("invalid_request")}
-	case u.r.Context().Err() != nil:
+	}
+	if u.r.Context().Err() != nil {
 		return p.gone(err)
 	}
-	return &refusal{reason: AuthUnavailable, err: err} // whatever it is, it is no yes
+	no := &refusal{reason: AuthUnavailable, err: err} // whatever it is, it is no yes
+	if unavailable, ok := errors.AsType[*auth.UnavailableError](err); ok {
+		no.wait = unavailable.RetryAfter
+	}
+	return no
 }
 
-// challenge is WWW-Authenticate as of RFC 6750 section 3: without an error code where no credential was shown.
-func challenge(code string) http.Header {
-	value := `Bearer realm="portcullis"`
-	if code != "" {
-		value += `, error="` + code + `"`
+// challenge is WWW-Authenticate as of RFC 6750 section 3, without an error code where no credential was shown; or what the
+// verifier challenged with.
+func challenge(code string, verifiers ...string) http.Header {
+	values := verifiers
+	if len(values) == 0 {
+		values = []string{`Bearer realm="portcullis"`}
+		if code != "" {
+			values[0] += `, error="` + code + `"`
+		}
 	}
-	return http.Header{"WWW-Authenticate": {value}}
+	return http.Header{"WWW-Authenticate": values}
 }
 
 // gone is the no to a request whose context has ended: by Cut, or because the client went away.

@@ -10,7 +10,12 @@ import (
 // beyond are the imports that a package may have besides the standard library. What is not listed here may have none: a leaf
 // knows its own field, and neither its neighbours nor whoever uses it. Programs and this package may import everything.
 var beyond = map[string][]string{
-	"portcullis/proxy/admin":   {"github.com/prometheus/client_golang/"},
+	"portcullis/proxy/admin": {"github.com/prometheus/client_golang/"},
+	"portcullis/proxy/auth": {
+		"github.com/golang-jwt/jwt/v5", "github.com/MicahParks/", "github.com/hashicorp/golang-lru/v2", "github.com/sony/gobreaker/v2",
+		"golang.org/x/sync/singleflight", "golang.org/x/time/rate",
+	},
+	"portcullis/proxy/lease":   {"golang.org/x/time/rate"},
 	"portcullis/proxy/origin":  {"golang.org/x/net/publicsuffix"},
 	"portcullis/proxy/probe":   {"github.com/gorilla/websocket"},
 	"portcullis/proxy/relay":   {"portcullis/proxy/frame", "github.com/koding/websocketproxy", "github.com/gorilla/websocket", "golang.org/x/sys/unix"},

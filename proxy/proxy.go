@@ -101,6 +101,7 @@ func New(c Config) (*Proxy, error) {
 		p.behind = target.Host
 	}
 	p.base, p.cut = context.WithCancel(context.Background())
+	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
 
 	var errs [9]error
 	p.paths, errs[0] = compilePaths(c.Paths)
@@ -113,7 +114,13 @@ func New(c Config) (*Proxy, error) {
 	p.server, errs[7] = p.newServer(&c)
 	errs[8] = p.check(&c)
 	if err := errors.Join(errs[:]...); err != nil {
+		if p.auth != nil {
+			p.auth.Close() // it may be fetching keys
+		}
 		return nil, err
+	}
+	for _, warning := range p.auth.Warnings() {
+		p.log.Warn(warning)
 	}
 	return p, nil
 }
@@ -124,7 +131,7 @@ func (p *Proxy) check(c *Config) error {
 	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
 
 	if p.auth != nil && p.auth.UsesCookie() && p.origins != nil && p.origins.Any() {
-		note("ORIGINS: %q allows every web page to use the cookie of AUTH_TOKEN_FROM; want the origins of your own pages", "")
+		note("ORIGINS: %q allows every web page to use the cookies that authenticate; want the origins of your own pages", "")
 	}
 	if p.auth != nil && !p.auth.NamesSubject() && p.limits != nil && p.limits.PerSubject() {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
@@ -146,6 +153,7 @@ type upgrade struct {
 	path, query string // of the request target, as they came
 	client      clientip.Client
 	address     netip.Prefix // the key of limits by address
+	route       auth.Route   // how the request came here, as far as we believe it
 	credential  auth.Credential
 	decision    auth.Decision
 
@@ -189,7 +197,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		(*Proxy).checkOrigin,     // 403
 		(*Proxy).checkRates,      // by address 429; global 503
 		(*Proxy).checkRoom,       // by address 429; in total 503
-		(*Proxy).authenticate,    // no good token 401; two 400; too many failures 429; nobody could tell 503
+		(*Proxy).authenticate,    // no good token 401; not enough 403; two 400; too many failures 429; nobody could tell 503
 		(*Proxy).takeSlot,        // by address and subject 429; in total 503
 		(*Proxy).connect,         // no connection 502; no answer 504; the upstream's own no
 		(*Proxy).switchProtocols, // 101; the session is the relay's

@@ -511,7 +511,7 @@ func TestNewCrossChecks(t *testing.T) {
 			c.Origin.Origins = []string{"https://app.example"}
 		}, ""},
 		{"subject limit without subjects", func(c *Config) {
-			c.Auth.Mode = "none"
+			c.Auth.Mode, c.Auth.URL = "none", ""
 			c.Limits.SessionsPerSubject = 1
 		}, `AUTH_MODE: "none"`},
 		{"subject limit with subjects", func(c *Config) { c.Limits.SessionsPerSubject = 1 }, ""},

@@ -41,6 +41,7 @@ const (
 	TokenMalformed    Reason = "token_malformed"
 	TokenConflict     Reason = "token_conflict"
 	TokenRefused      Reason = "token_refused"
+	TokenDenied       Reason = "token_denied"
 	AuthUnavailable   Reason = "auth_unavailable"
 	RateSubject       Reason = "rate_subject"
 	SessionsSubject   Reason = "sessions_subject"
@@ -75,6 +76,7 @@ var answers = map[Reason]struct {
 	TokenMalformed:    {401, "the token is malformed"},
 	TokenConflict:     {400, "the request carries two different tokens"},
 	TokenRefused:      {401, "the token is not accepted"},
+	TokenDenied:       {403, "the token does not allow this"},
 	AuthUnavailable:   {503, "authentication is not available at the moment"},
 	RateSubject:       {429, "too many connection attempts of yours"},
 	SessionsSubject:   {429, "too many open connections of yours"},

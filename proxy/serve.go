@@ -29,8 +29,8 @@ const (
 
 // newServer compiles the part of c that concerns the listener.
 func (p *Proxy) newServer(c *Config) (*http.Server, error) {
-	// The steps that wait: for a failure token, the verifier, the dial and the upstream's answer.
-	steps := 2*c.Auth.Timeout + c.Upstream.DialTimeout + c.Upstream.HandshakeTimeout
+	// The steps that wait: for a failure token, for the verifier to have time and to answer, for the dial and the upstream.
+	steps := 3*c.Auth.Timeout + c.Upstream.DialTimeout + c.Upstream.HandshakeTimeout
 	s := &http.Server{
 		Handler:           p,
 		Protocols:         new(http.Protocols),

@@ -384,7 +384,7 @@ func TestServerWaitsForTheSteps(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, func(c *Config) {
 		c.Auth.Timeout, c.Upstream.DialTimeout, c.Upstream.HandshakeTimeout = time.Minute, time.Hour, 24*time.Hour
 	})
-	steps := 2*time.Minute + 25*time.Hour
+	steps := 3*time.Minute + 25*time.Hour
 	if g.server.WriteTimeout <= steps || g.server.ReadTimeout <= steps+g.server.ReadHeaderTimeout {
 		t.Errorf("WriteTimeout %v, ReadTimeout %v: want more than the steps' %v", g.server.WriteTimeout, g.server.ReadTimeout, steps)
 	}
