@@ -194,7 +194,7 @@ func (a *Auth) choose(c *Config) error {
 		return err
 	}
 	v = newBreaker(v, c.Logger)
-	v = newInflight(v, cmp.Or(c.MaxInflight, defaultInflight), c.Timeout)
+	v = newInflight(v, cmp.Or(max(c.MaxInflight, 0), defaultInflight), c.Timeout)
 	if c.Mode != modeForward { // whose answer depends on more than the token
 		v = newShare(v, a.hash)
 		if c.CacheTTL > 0 || c.StaleTTL > 0 {

@@ -43,6 +43,7 @@ func serve(t testing.TB, handler http.HandlerFunc) *httptest.Server {
 const (
 	accepted    = "accepted"
 	refused     = "refused"
+	denied      = "denied"
 	unavailable = "unavailable"
 )
 
@@ -56,6 +57,8 @@ func checkOutcome(t *testing.T, d Decision, err error, want string) {
 		got = accepted
 	case *RefusedError:
 		got = refused
+	case *DeniedError:
+		got = denied
 	case *UnavailableError:
 		got = unavailable
 	}
