@@ -83,6 +83,7 @@ type inner struct {
 	reader   reader
 	ready    []byte // for the library to read
 	rest     []byte // to be shown to the policy again
+	failed   error  // why reading ended, once what came before that is through
 	spoken   bool   // the library has done its half of the made-up handshake
 	request  []byte // that half, upstream, so far
 }
@@ -112,16 +113,18 @@ func (c *inner) Read(b []byte) (int, error) {
 }
 
 // fill reads what the policy is to see next.
-func (c *inner) fill() (err error) {
+func (c *inner) fill() error {
 	if c.early != nil {
 		c.rest, c.early = c.early, nil
 		return nil
 	}
-	c.rest, err = c.reader.read(c.s, c.side)
-	if len(c.rest) > 0 {
-		return nil // the error comes again
+	if c.failed == nil {
+		c.rest, c.failed = c.reader.read(c.s, c.side)
+		if len(c.rest) > 0 {
+			return nil
+		}
 	}
-	return err
+	return c.failed
 }
 
 func (c *inner) Write(b []byte) (int, error) {
