@@ -110,6 +110,9 @@ func New(c Config) (*Proxy, error) {
 	p.limits, errs[3] = ratelimit.New(c.Limits)
 	p.auth, errs[4] = auth.New(c.Auth)
 	p.upstream, errs[5] = upstream.New(c.Upstream)
+	perSession := c.Limits.PerSession()
+	c.Relay.MessageRate, c.Relay.MessageBurst = perSession.Messages, perSession.Burst
+	c.Relay.MessageByteRate = perSession.Bytes
 	p.relay, errs[6] = relay.New(c.Relay)
 	p.server, errs[7] = p.newServer(&c)
 	errs[8] = p.check(&c)
