@@ -63,7 +63,7 @@ func (s *loopSession) read(from side) {
 	buf := s.loop.buf
 	n := s.policy.carried(from, buf)
 	most := min(s.policy.allowance(from, s.loop.now), len(buf)-n)
-	m, err := unix.Read(int(s.fds[from]), buf[n:n+most])
+	m, err := read(s.fds[from], buf[n:n+most])
 	switch {
 	case m > 0:
 		s.pass(from, buf[:n+m])
@@ -112,12 +112,12 @@ func (s *loopSession) write(to side, b []byte) {
 	if len(b) == 0 {
 		return
 	}
-	n, err := unix.Write(int(s.fds[to]), b)
+	n, err := write(s.fds[to], b)
 	switch {
 	case n == len(b):
 		s.policy.written(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN || err == unix.EINTR:
-		s.pending[to] = bytes.Clone(b[max(n, 0):])
+		s.pending[to] = bytes.Clone(b[n:])
 	default:
 		s.pending[to] = nil
 		s.policy.deafened(to, s.loop.now)
@@ -127,13 +127,13 @@ func (s *loopSession) write(to side, b []byte) {
 // flush writes what a side would not take before.
 func (s *loopSession) flush(to side) {
 	b := s.pending[to]
-	n, err := unix.Write(int(s.fds[to]), b)
+	n, err := write(s.fds[to], b)
 	switch {
 	case n == len(b):
 		s.pending[to] = nil
 		s.policy.written(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN || err == unix.EINTR:
-		s.pending[to] = b[max(n, 0):]
+		s.pending[to] = b[n:]
 		return
 	default:
 		s.pending[to] = nil
