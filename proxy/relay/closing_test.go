@@ -101,16 +101,19 @@ func TestCloseWithoutAnswer(t *testing.T) {
 	})
 }
 
-// A peer may finish what it is sending before it answers; RFC 6455, section 5.5.1.
+// A peer may finish the message that it is sending before it answers; RFC 6455, section 5.5.1.
 func TestCloseAnsweredAfterALongMessage(t *testing.T) {
 	bothSides(t, func(t *testing.T, from side) {
 		s := newScript(t, scriptConfig())
+		long := from.other().text("0123456789")
+		s.send(from.other(), long[:8])
 		s.send(from, from.close(1000, ""))
-		b := slices.Concat(from.other().text("0123456789"), from.other().close(1000, "done"))
-		for _, c := range b {
+		for _, c := range long[8:] {
 			s.wait(4 * time.Second)
 			s.send(from.other(), []byte{c})
 		}
+		s.wait(4 * time.Second)
+		s.send(from.other(), from.other().close(1000, "done"))
 		if got := s.peers[from].seen; len(got) < 2 || got[0] != "text 0123456789" || got[1] != "close 1000 done" {
 			t.Errorf("%v got %q", from, got)
 		}
@@ -340,6 +343,9 @@ func TestHalfClosedSessionEnds(t *testing.T) {
 			s := newScript(t, scriptConfig())
 			tt.half(s)
 			stream(s)
+			if s.policy.over() {
+				return
+			}
 			s.end(Drained, goingAway)
 			if got := s.peers[client].seen; len(got) == 0 || !slices.Contains(got, "close 1001 going away") {
 				t.Errorf("the client was not told of the drain")
@@ -579,9 +585,12 @@ func TestFirstCauseCounts(t *testing.T) {
 
 func TestCut(t *testing.T) {
 	for name, before := range map[string]func(*script){
-		"live":          func(*script) {},
-		"inside frames": func(s *script) { s.send(client, client.text("abcdef")[:8]); s.send(upstream, upstream.text("abcdef")[:5]) },
-		"stuck":         func(s *script) { s.block(client); s.send(upstream, upstream.text("x")) },
+		"live": func(*script) {},
+		"inside frames": func(s *script) {
+			s.send(client, client.text("abcdef")[:8])
+			s.send(upstream, upstream.text("abcdef")[:5])
+		},
+		"stuck": func(s *script) { s.block(client); s.send(upstream, upstream.text("x")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScript(t, scriptConfig())

@@ -133,7 +133,7 @@ func TestDeadlineStartsWhenThePingIsWritten(t *testing.T) {
 		s.block(slow)
 		s.wait(30 * time.Second) // both are pinged, and slow does not take it
 		s.answer(slow.other())   // not read: what it says has nowhere to go
-		s.wait(time.Minute)
+		s.wait(20 * time.Second)
 		s.want(slow)
 		s.wantLive()
 		s.unblock(slow)
@@ -153,7 +153,7 @@ func TestDeadlineStandsStillWhileASideIsNotRead(t *testing.T) {
 		s.block(unread.other()) // so unread is not read, once there is something pending
 		s.wait(30 * time.Second)
 		s.want(unread, "our ping")
-		s.wait(time.Hour)
+		s.wait(20 * time.Second)
 		s.wantLive()
 		s.unblock(unread.other())
 		s.want(unread.other(), "our ping")
