@@ -130,6 +130,10 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 		}
 		part, err := from.in.Next(b[at:], &p.scan[s])
 		if err != nil {
+			if p.terminate && n > 0 {
+				rest = b[at:] // what came before it must be through the library first
+				break
+			}
 			p.violated(s, err, now)
 			break
 		}
