@@ -26,7 +26,7 @@ type peer struct {
 	rules frame.Rules  // what it hears must obey
 	scan  frame.Scanner
 
-	buf      [64 << 10]byte
+	buf      [32 << 10]byte
 	from, to int    // what of buf has been read and not yet looked at
 	payload  []byte // of the last frame
 	closed   bool   // a Close frame has come

@@ -1,0 +1,277 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"portcullis/proxy/frame"
+)
+
+// A violation ends the session on both sides: 1002 to the offender, 1001 to
+// the other, who has had every message before it.
+func TestViolationsEndSession(t *testing.T) {
+	masked := func(p *peer) byte {
+		if p.role == frame.Client {
+			return 0x80
+		}
+		return 0
+	}
+	for name, test := range map[string]struct {
+		wire func(*peer) []byte
+		want frame.Error
+	}{
+		"reserved data opcode": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") }, frame.ErrOpcode,
+		},
+		"reserved control opcode": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xB}, "x") }, frame.ErrOpcode,
+		},
+		"fragmented ping": {
+			func(p *peer) []byte { return p.wire(frame.Header{Opcode: frame.Ping}, "x") }, frame.ErrControl,
+		},
+		"long pong": {
+			func(p *peer) []byte {
+				return p.wire(frame.Header{Fin: true, Opcode: frame.Pong}, strings.Repeat("x", 126))
+			}, frame.ErrControl,
+		},
+		"wrong masking": {
+			func(p *peer) []byte {
+				return appendFrame(nil, 1-p.role, frame.Header{Fin: true, Opcode: frame.Text}, []byte("x"))
+			}, frame.ErrMask,
+		},
+		"64-bit length with its top bit set": {
+			func(p *peer) []byte {
+				return append([]byte{0x82, masked(p) | 127, 0x80, 0, 0, 0, 0, 0, 0, 0}, 1, 2, 3, 4)
+			}, frame.ErrLength,
+		},
+		"continuation of nothing": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true}, "x") }, frame.ErrContinuation,
+		},
+		"message inside a message": {
+			func(p *peer) []byte {
+				b := p.wire(frame.Header{Opcode: frame.Text}, "x")
+				return append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "y")...)
+			}, frame.ErrInterleaved,
+		},
+		"RSV without an extension": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, RSV: frame.RSV1, Opcode: frame.Text}, "x") }, frame.ErrRSV,
+		},
+		"Close with half a code": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03") }, frame.ErrClose,
+		},
+		"Close with a code that may not be sent": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xee") }, frame.ErrClose,
+		},
+		"Close whose reason is not text": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe8\xff") }, frame.ErrClose,
+		},
+		"an HTTP request": {
+			func(p *peer) []byte { return []byte("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n") }, "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, e engine) {
+				r := newRig(t, e, e.config())
+				for side := range side(2) {
+					s := r.open()
+					from, to := s.client, s.upstream
+					if side == upstream {
+						from, to = to, from
+					}
+					from.send(frame.Text, "before")
+					from.write(append(test.wire(from), from.wire(frame.Header{Fin: true, Opcode: frame.Text}, "after")...))
+
+					to.expect("text before")
+					for {
+						f, err := to.read()
+						if err != nil {
+							t.Fatal(err)
+						}
+						if got := f.name(); got == "close 1001" {
+							break
+						} else if got != "text part x" {
+							t.Fatalf("%s reads %q", to, got)
+						}
+					}
+					f, err := from.read()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got, want := f.name(), "close 1002 "+string(test.want); !strings.HasPrefix(got, want) {
+						t.Errorf("%s reads %q, want %q", from, got, want)
+					}
+					to.sendClose(1001, "")
+					s.upstream.conn.Close()
+					s.client.expectEOF()
+					s.client.conn.Close()
+					end := s.ended()
+					if end.Reason != reasonFraming[side] || end.Code != frame.CodeProtocol {
+						t.Errorf("end %+v", end)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The largest message counts over its fragments, in both directions, and by
+// what its headers announce: a message is refused before it has come.
+func TestLargestMessage(t *testing.T) {
+	const largest = 1000
+	for name, test := range map[string]struct {
+		within, beyond func(*peer) []byte
+	}{
+		"one frame": {
+			func(p *peer) []byte {
+				return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, strings.Repeat("x", largest))
+			},
+			func(p *peer) []byte {
+				return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, strings.Repeat("x", largest+1))[:14]
+			},
+		},
+		"over its fragments": {
+			func(p *peer) []byte {
+				b := p.wire(frame.Header{Opcode: frame.Binary}, strings.Repeat("x", largest-1))
+				b = append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "not of the message")...)
+				return append(b, p.wire(frame.Header{Fin: true}, "x")...)
+			},
+			func(p *peer) []byte {
+				b := p.wire(frame.Header{Opcode: frame.Binary}, strings.Repeat("x", largest-1))
+				return append(b, p.wire(frame.Header{Fin: true}, "xx")...)
+			},
+		},
+		"length near the largest number": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, "") },
+			func(p *peer) []byte {
+				b := p.wire(frame.Header{Opcode: frame.Binary}, "x")
+				h := frame.Header{Fin: true, Masked: p.role == frame.Client, Length: 1<<63 - 1}
+				return h.Append(b)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, e engine) {
+				c := e.config()
+				c.MessageMaxBytes = largest
+				r := newRig(t, e, c)
+				for side := range side(2) {
+					s := r.open()
+					from, to := s.client, s.upstream
+					if side == upstream {
+						from, to = to, from
+					}
+					from.write(test.within(from))
+					for data := 0; ; {
+						f, err := to.read()
+						if err != nil {
+							t.Fatal(err)
+						}
+						if !f.Opcode.Control() {
+							data += len(f.payload)
+							if f.Fin && data <= largest {
+								break
+							}
+						}
+					}
+					from.write(test.beyond(from))
+					from.expect("close 1009 " + string(frame.ErrTooBig))
+					for {
+						f, err := to.read()
+						if err != nil {
+							t.Fatal(err)
+						}
+						if got := f.name(); got == "close 1001" {
+							break
+						} else if f.Fin {
+							t.Fatalf("%s reads %.100q", to, got)
+						}
+					}
+					to.sendClose(1001, "")
+					s.upstream.conn.Close()
+					s.client.conn.Close()
+					if end := s.ended(); end.Reason != reasonTooBig[side] || end.Code != frame.CodeTooBig {
+						t.Errorf("end %+v", end)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A client of a hundred does what it can to disturb the others.
+func TestHostileNeighbour(t *testing.T) {
+	pings := func(s *testSession) []byte {
+		return bytes.Repeat(s.client.wire(frame.Header{Fin: true, Opcode: frame.Ping}, ""), 1000)
+	}
+	hostile := []struct {
+		name string
+		act  func(*testSession)
+	}{
+		{"garbage", func(s *testSession) { s.client.conn.Write(pattern(0, patternMax)) }},
+		{"a reset amid a frame", func(s *testSession) {
+			s.client.write(s.client.wire(frame.Header{Fin: true, Opcode: frame.Text}, "amid")[:7])
+			s.client.reset()
+		}},
+		{"a flood that its upstream does not read", func(s *testSession) {
+			go flood(s.client, s.client.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, patternMax))))
+		}},
+		{"a flood whose echo it does not read", func(s *testSession) {
+			go s.upstream.echo()
+			go flood(s.client, s.client.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, patternMax))))
+		}},
+		{"pings whose pongs it does not read", func(s *testSession) {
+			go s.upstream.echo()
+			go flood(s.client, pings(s))
+		}},
+	}
+	const others, messages = 99, 5
+	eachEngine(t, func(t *testing.T, e engine) {
+		r := newRig(t, e, e.config())
+		sessions := make([]*testSession, others)
+		for i := range sessions {
+			sessions[i] = r.open()
+			go sessions[i].upstream.echo()
+		}
+		for _, h := range hostile {
+			h.act(r.open())
+			echoed := make(chan error, others)
+			for _, s := range sessions {
+				go func() { echoed <- exchange(s.client, messages) }()
+			}
+			for range sessions {
+				if err := <-echoed; err != nil {
+					t.Fatalf("beside %s: %v", h.name, err)
+				}
+			}
+		}
+	})
+}
+
+// exchange sends messages and reads them back.
+func exchange(p *peer, messages int) error {
+	for i := range messages {
+		want := pattern(int64(i), 1000+i)
+		if _, err := p.conn.Write(p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(want))); err != nil {
+			return err
+		}
+		got, err := readMessage(p)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return errors.New("the echo differs from what was sent")
+		}
+	}
+	return nil
+}
+
+// flood writes the same again and again until that fails.
+func flood(p *peer, b []byte) {
+	for {
+		if _, err := p.conn.Write(b); err != nil {
+			return
+		}
+	}
+}
