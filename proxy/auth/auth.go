@@ -34,9 +34,10 @@
 //	inflight   AUTH_MAX_INFLIGHT                  endpoint, introspect, forward
 //	breaker    a dead service is not asked        endpoint, introspect, forward
 //
-// Each is a verifier around the next. A JWT is not cached: to check its
-// signature costs some ten microseconds (BenchmarkVerify), and a table of
-// answers would be one more thing that outlives a key that was revoked.
+// Each is a verifier around the next. A JWT is not cached: its signature is
+// checked once in a session's life, at less than the cost of a call
+// (BenchmarkVerify), and a table of answers would be one more thing that
+// outlives a withdrawn key.
 //
 // # Places
 //

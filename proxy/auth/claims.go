@@ -105,7 +105,7 @@ func (c *Config) audience() ([]jwt.ParserOption, error) {
 	return []jwt.ParserOption{jwt.WithAudience(c.Audience...)}, nil
 }
 
-// decide returns the Decision of claims that are good for now.
+// decide returns the Decision of claims that a [jwt.Validator] has passed.
 func (r *claimRules) decide(c claims) (Decision, error) {
 	subject, err := c.GetSubject()
 	if err == nil {
@@ -120,11 +120,7 @@ func (r *claimRules) decide(c claims) (Decision, error) {
 		}
 	}
 	d := Decision{Subject: subject}
-	exp, err := c.GetExpirationTime()
-	if err != nil {
-		return Decision{}, &RefusedError{Cause: err}
-	}
-	if exp != nil {
+	if exp, _ := c.GetExpirationTime(); exp != nil {
 		d.Expires = exp.Time
 	}
 	for _, name := range r.keep {

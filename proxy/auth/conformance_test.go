@@ -143,6 +143,12 @@ func TestVerifiers(t *testing.T) {
 						t.Errorf("%.20q: %v; want a MalformedError", token, err)
 					}
 				}
+				if _, err := a.Verify(t.Context(), Credential{Token: "s3cr3t\n"}); err == nil || strings.Contains(err.Error(), "s3cr3t") {
+					t.Errorf("a token that Find did not return: %v", err)
+				}
+				if d, err := a.VerifyAgain(t.Context(), must(a.Find(upgrade("token="+url.QueryEscape(c.good))))); err != nil || d.Subject == "" {
+					t.Errorf("again: %+v, %v", d, err)
+				}
 				ctx, cancel := context.WithCancel(t.Context())
 				cancel()
 				credential, err := a.Find(upgrade("token=fresh-" + url.QueryEscape(c.good)))

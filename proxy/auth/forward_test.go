@@ -1,9 +1,13 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -197,6 +201,33 @@ func TestForwardWithoutAToken(t *testing.T) {
 	}
 	if _, err := a.Verify(t.Context(), Credential{}); err == nil {
 		t.Error("a credential that shows no request is accepted")
+	}
+}
+
+func TestForwardNamesTwo(t *testing.T) {
+	a := newFrom(t, forwardConfig(serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["X-Auth-Subject"] = []string{"alice", "bob"}
+	}).URL))
+	d, err := askForward(t, a, fromServer("/"))
+	checkOutcome(t, d, err, unavailable)
+}
+
+// A session keeps what was shown, and must not tell it in a log line.
+func TestCredentialHidesWhatIsShown(t *testing.T) {
+	a := newFrom(t, forwardConfig("http://auth.internal/"))
+	c, err := a.Find(fromServer("/?token=s3cr3t", "Cookie: session=s3cr3t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	log := slog.New(slog.NewJSONHandler(&b, nil))
+	log.Info("x", "credential", c, "pointer", &c)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
+		fmt.Fprintf(&b, verb, c)
+	}
+	json.NewEncoder(&b).Encode(c)
+	if strings.Contains(b.String(), "s3cr3t") {
+		t.Errorf("told: %s", &b)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -57,6 +58,49 @@ func TestIntrospection(t *testing.T) {
 				test.edit(&c)
 			}
 			checkToken(t, newFrom(t, c), secret, test.want)
+		})
+	}
+}
+
+func TestNewIntrospectionRefuses(t *testing.T) {
+	c := introspectConfig("http://auth.internal/")
+	c.Require, c.Audience, c.TokenFrom = []string{"admin"}, []string{"*", "chat"}, nil
+	checkMistakes(t, c, []string{`AUTH_TOKEN_FROM: "" leaves no place`, `AUTH_REQUIRE: "admin"`, `AUTH_AUDIENCE: "*,chat"`})
+}
+
+// What an introspection says may not be stored is not, be it yes or no.
+func TestIntrospectionIsCached(t *testing.T) {
+	for name, test := range map[string]struct {
+		cacheControl, body, require string
+		calls                       int32
+	}{
+		"yes":                        {"", `{"active":true}`, "", 1},
+		"no":                         {"", `{"active":false}`, "", 1},
+		"not enough":                 {"", `{"active":true}`, "scope:chat", 1},
+		"yes, not to be stored":      {"no-store", `{"active":true}`, "", 2},
+		"no, not to be stored":       {"private, no-cache", `{"active":false}`, "", 2},
+		"denied, not to be stored":   {"max-age=0", `{"active":true}`, "scope:chat", 2},
+		"yes, but expires with this": {"", fmt.Sprintf(`{"active":true,"exp":%d}`, time.Now().Unix()+1000), "", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int32
+			c := introspectConfig(serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				calls.Add(1)
+				if test.cacheControl != "" {
+					w.Header().Set("Cache-Control", test.cacheControl)
+				}
+				io.WriteString(w, test.body)
+			}).URL)
+			c.CacheTTL = time.Hour
+			if test.require != "" {
+				c.Require = []string{test.require}
+			}
+			a := newFrom(t, c)
+			_, one := ask(t, a, secret)
+			_, two := ask(t, a, secret)
+			if fmt.Sprint(one) != fmt.Sprint(two) || calls.Load() != test.calls {
+				t.Errorf("%v, then %v, by %d calls; want the same by %d", one, two, calls.Load(), test.calls)
+			}
 		})
 	}
 }

@@ -21,7 +21,10 @@ import (
 )
 
 // A jwtVerifier verifies JSON Web Tokens by their signature (RFC 7519, and the
-// advice of RFC 8725).
+// advice of RFC 8725). That a key comes along in a token's header, as jku, x5u,
+// jwk or x5c, is of no interest: a token does not choose who is believed. An
+// extension that crit demands is one that we do not know (RFC 7515 section
+// 4.1.11), so such a token is refused.
 type jwtVerifier struct {
 	parser *jwt.Parser
 	keys   keySource
@@ -244,7 +247,12 @@ func (v *jwtVerifier) verify(ctx context.Context, c Credential) (Decision, error
 		return Decision{}, &RefusedError{Cause: err}
 	}
 	payload := claims{}
-	_, err := v.parser.ParseWithClaims(c.Token, &payload, func(t *jwt.Token) (any, error) { return v.keys.key(ctx, t) })
+	_, err := v.parser.ParseWithClaims(c.Token, &payload, func(t *jwt.Token) (any, error) {
+		if _, critical := t.Header["crit"]; critical {
+			return nil, errCritical
+		}
+		return v.keys.key(ctx, t)
+	})
 	if err != nil {
 		return Decision{}, v.explain(ctx, err)
 	}
@@ -277,7 +285,7 @@ func (v *jwtVerifier) explain(ctx context.Context, err error) error {
 func fault(err error) error {
 	for _, known := range []error{
 		jwt.ErrTokenExpired, jwt.ErrTokenNotValidYet, jwt.ErrTokenInvalidAudience, jwt.ErrTokenInvalidIssuer,
-		jwt.ErrTokenRequiredClaimMissing, errUnknownKey, errClaimType, jwt.ErrTokenSignatureInvalid,
+		jwt.ErrTokenRequiredClaimMissing, errUnknownKey, errCritical, errClaimType, jwt.ErrTokenSignatureInvalid,
 		jwt.ErrTokenUnverifiable,
 	} {
 		if errors.Is(err, known) {
@@ -293,40 +301,20 @@ var (
 )
 
 // checkJWT checks what the parser does not look at: that no member of header
-// and payload stands there twice, and that no extension is demanded (RFC 7515
-// section 4.1.11). That a key comes along, as jku, x5u, jwk or x5c, is of no
-// interest: a token does not choose who is believed.
+// and payload stands there twice.
 func checkJWT(token string) error {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
 		return errNoJWT
 	}
-	header, err := segment(parts[0])
-	if err != nil {
-		return err
-	}
-	members, err := parseClaims(header)
-	if err != nil {
-		return fmt.Errorf("the token's header: %w", err)
-	}
-	if _, critical := members["crit"]; critical {
-		return errCritical
-	}
-	payload, err := segment(parts[1])
-	if err != nil {
-		return err
-	}
-	if err := checkObject(payload); err != nil {
-		return fmt.Errorf("the token's payload: %w", err)
+	for i, name := range []string{"header", "payload"} {
+		text, err := base64.RawURLEncoding.Strict().DecodeString(parts[i])
+		if err != nil {
+			return errNoJWT
+		}
+		if err := checkObject(text); err != nil {
+			return fmt.Errorf("the token's %s: %w", name, err)
+		}
 	}
 	return nil
-}
-
-// segment decodes a part of a token.
-func segment(part string) ([]byte, error) {
-	text, err := base64.RawURLEncoding.Strict().DecodeString(part)
-	if err != nil {
-		return nil, errNoJWT
-	}
-	return text, nil
 }

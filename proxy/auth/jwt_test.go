@@ -75,6 +75,7 @@ func TestJWT(t *testing.T) {
 		{"two dots too many", bySecret, hs(goodClaims()) + "..", refused},
 		{"dots alone", bySecret, strings.Repeat(".", MaxTokenBytes), refused},
 		{"no JWT", bySecret, secret, refused},
+		{"a payload that is not base64url", bySecret, strings.Replace(hs(goodClaims()), ".", ".+", 1), refused},
 		{"padding", bySecret, hs(goodClaims()) + "=", refused},
 		{"another text of the same signature", bySecret, loose(hs(goodClaims())), refused},
 

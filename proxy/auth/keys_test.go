@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/MicahParks/jwkset"
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/time/rate"
 )
@@ -57,6 +58,17 @@ func TestPublishedKeys(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { checkToken(t, a, test.token, test.want) })
 	}
+}
+
+// A server that publishes a private key has other worries, but is understood.
+func TestPrivateKeyIsPublished(t *testing.T) {
+	store := jwkset.NewMemoryStorage()
+	options := jwkset.JWKOptions{Metadata: jwkset.JWKMetadataOptions{KID: "two"}}
+	store.KeyWrite(t.Context(), must(jwkset.NewJWKFromKey(ecKey(), options)))
+	s := newKeyServer(t)
+	s.publish(string(must(store.JSONPrivate(t.Context()))))
+	a := fetched(newFrom(t, jwksConfig(s.URL)))
+	checkToken(t, a, sign(jwt.SigningMethodES256, ecKey(), "two", goodClaims()), accepted)
 }
 
 // A key that comes along with a token is not fetched from where the token says.

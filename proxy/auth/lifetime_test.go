@@ -58,6 +58,31 @@ func TestHoldsUntil(t *testing.T) {
 	}
 }
 
+func TestStorable(t *testing.T) {
+	asked := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	tests := []struct {
+		name  string
+		lines []string
+		want  bool
+	}{
+		{"nothing said", nil, true},
+		{"private", []string{"Cache-Control: private"}, true},
+		{"max-age", []string{"Cache-Control: max-age=60"}, true},
+		{"max-age of zero", []string{"Cache-Control: max-age=0"}, false},
+		{"no-store", []string{"Cache-Control: max-age=60, No-Store"}, false},
+		{"no-cache on another line", []string{"Cache-Control: private", "Cache-Control: no-cache"}, false},
+		{"Expires in the past", []string{"Expires: 0"}, false},
+		{"Expires in the future", []string{"Expires: " + asked.Add(time.Hour).Format(http.TimeFormat)}, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if got := storable(upgrade("", test.lines...).Header, asked); got != test.want {
+				t.Errorf("%t, want %t", got, test.want)
+			}
+		})
+	}
+}
+
 func FuzzHoldsUntil(f *testing.F) {
 	f.Add("max-age=60", "Thu, 01 Dec 2036 16:00:00 GMT", "5")
 	f.Add(`private, max-age="60"`, "0", "99999999999999999999")
