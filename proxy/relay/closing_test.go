@@ -583,7 +583,7 @@ func TestFirstCauseCounts(t *testing.T) {
 	s.wantOver(Drained, 1001)
 }
 
-func TestCut(t *testing.T) {
+func TestCutIsAtOnce(t *testing.T) {
 	for name, before := range map[string]func(*script){
 		"live": func(*script) {},
 		"inside frames": func(s *script) {
