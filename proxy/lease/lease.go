@@ -98,14 +98,17 @@ func (k *Keeper) Close() {
 	k.mu.Lock()
 	k.shut = true
 	k.timer.Stop()
+	for _, l := range k.queue {
+		l.index = -1 // it may yet be released
+	}
 	k.queue = nil
 	k.mu.Unlock()
 	k.cancel()
 	k.running.Wait()
 }
 
-// Hold watches over a lease from now on. A lease without an end that is not to be
-// rechecked costs nothing.
+// Hold watches over a lease from now on, until it is released. A lease without an
+// end that is not to be rechecked costs nothing.
 func (k *Keeper) Hold(l *Lease, t Terms) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -114,12 +117,17 @@ func (k *Keeper) Hold(l *Lease, t Terms) {
 }
 
 // Renew replaces the terms of a lease that is held: the session has shown
-// another credential, about which ask is to ask from now on.
-func (k *Keeper) Renew(l *Lease, t Terms, ask func(context.Context) (Terms, error)) {
+// another credential, about which ask is to ask from now on. It reports whether
+// the lease was still held: one that has ended or was released is not renewed.
+func (k *Keeper) Renew(l *Lease, t Terms, ask func(context.Context) (Terms, error)) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if l.End == nil || k.shut {
+		return false
+	}
 	l.Ask, l.renewed = ask, l.asking
 	k.hold(l, t, time.Now())
+	return true
 }
 
 // Release forgets a lease: its session is over. End will not be called any
@@ -264,11 +272,13 @@ func (k *Keeper) ask(l *Lease) {
 		defer k.mu.Unlock()
 		renewed := l.renewed
 		l.asking, l.renewed = false, false
-		if l.End == nil || k.shut || renewed {
+		if l.End == nil || k.shut {
 			return
 		}
 		now := time.Now()
 		switch {
+		case renewed:
+			k.hold(l, l.terms, now) // its time to be asked about may have passed meanwhile
 		case errors.Is(err, ErrRefused):
 			k.remove(l)
 			if expires := l.terms.Expires; !expires.IsZero() && !now.Before(expires) {

@@ -176,6 +176,54 @@ func TestRenewedWhileAsking(t *testing.T) {
 	})
 }
 
+// The renewed terms are over sooner than the question about the old ones is: they are asked about when it is.
+func TestRenewedForShorterThanTheQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := New(Config{Timeout: 10 * time.Second})
+		defer k.Close()
+		answer := make(chan struct{})
+		l := &Lease{
+			Ask: func(context.Context) (Terms, error) { <-answer; return Terms{}, ErrRefused },
+			End: func(why Why) { t.Errorf("ended: %v", why) },
+		}
+		k.Hold(l, Terms{Until: time.Now().Add(time.Minute)})
+		elapse(50 * time.Second)
+		k.Renew(l, Terms{Until: time.Now().Add(8 * time.Second)}, func(context.Context) (Terms, error) { return Terms{}, nil })
+		elapse(7 * time.Second)
+		close(answer)
+		elapse(time.Minute)
+		synctest.Wait()
+	})
+}
+
+func TestWhatIsOverIsNotRenewed(t *testing.T) {
+	ask := func(context.Context) (Terms, error) { return Terms{}, nil }
+	for _, test := range []struct {
+		name string
+		over func(*Keeper, *Lease)
+		want bool
+	}{
+		{"held", func(*Keeper, *Lease) {}, true},
+		{"released", (*Keeper).Release, false},
+		{"ended", func(*Keeper, *Lease) { elapse(2 * time.Minute) }, false},
+		{"closed", func(k *Keeper, _ *Lease) { k.Close() }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := New(Config{Timeout: time.Second})
+				defer k.Close()
+				l := &Lease{End: func(Why) {}}
+				k.Hold(l, Terms{Expires: time.Now().Add(time.Minute), Final: true})
+				test.over(k, l)
+				if got := k.Renew(l, Terms{}, ask); got != test.want {
+					t.Errorf("renewed: got %t, want %t", got, test.want)
+				}
+				k.Release(l) // of whatever is left, at any time
+			})
+		})
+	}
+}
+
 func TestReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := New(Config{Timeout: time.Second})
