@@ -76,6 +76,9 @@ const (
 	ClientRate      Reason = "client_rate"      // it sent more than MessageRate or MessageByteRate
 	Idle            Reason = "idle"             // IdleTimeout
 	SessionLimit    Reason = "session_limit"    // SessionMax
+	Expired         Reason = "expired"          // its credential ran out: Session.Close
+	Revoked         Reason = "revoked"          // its credential was taken back: Session.Close
+	AuthUnavailable Reason = "auth_unavailable" // nobody could say any more whether its credential is good: Session.Close
 	Drained         Reason = "drain"            // Drain
 	Forced          Reason = "forced"           // Cut
 )
@@ -84,7 +87,7 @@ const (
 var Reasons = []Reason{
 	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
 	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate,
-	Idle, SessionLimit, Drained, Forced,
+	Idle, SessionLimit, Expired, Revoked, AuthUnavailable, Drained, Forced,
 }
 
 // Traffic is what one side has sent.
