@@ -151,7 +151,7 @@ func join(chain []netip.Addr) string {
 }
 
 // switchingProtocols is the whole 101, for one write: our answer to the client's key, what was negotiated, and what else
-// the upstream says, its cookies above all.
+// the upstream says, its cookies above all. Where it was not asked, we choose the protocol, and no extension.
 func switchingProtocols(u *upgrade) []byte {
 	b := make([]byte, 0, 512) // a usual one
 	field := func(name, value string) {
@@ -164,6 +164,12 @@ func switchingProtocols(u *upgrade) []byte {
 	field("Upgrade", "websocket")
 	field("Connection", "Upgrade")
 	field("Sec-WebSocket-Accept", upstream.Accept(u.r.Header.Get("Sec-WebSocket-Key")))
+	if u.upstream == nil {
+		if protocol := ownProtocol(u.r.Header); protocol != "" {
+			field("Sec-WebSocket-Protocol", protocol)
+		}
+		return append(b, "\r\n"...)
+	}
 	// A browser that offered subprotocols fails the handshake where none is chosen; "bearer" was offered along with the token.
 	if protocol := cmp.Or(u.upstream.Protocol, u.credential.Answer); protocol != "" {
 		field("Sec-WebSocket-Protocol", protocol)

@@ -42,6 +42,7 @@ func (p *Proxy) checkHandshake(u *upgrade) *refusal {
 	if !validExtensions(r.Header["Sec-Websocket-Extensions"]) {
 		return malformed("Sec-WebSocket-Extensions is not a list of extensions")
 	}
+	u.handshaken = true
 	return nil
 }
 

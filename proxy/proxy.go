@@ -44,6 +44,10 @@ type Config struct {
 	Upstream upstream.Config
 	Relay    relay.Config
 
+	// RefuseWithClose tells a no, after a handshake that was right and from an allowed origin, by a Close frame on a socket
+	// that is opened for it: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
+	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
+
 	// TokenEndpoint answers /token, unless Paths serve that path: 400 for a token that is not accepted. It is held to the
 	// limits of an upgrade. Nil: none.
 	TokenEndpoint http.Handler `env:"-"`
@@ -69,8 +73,10 @@ type Proxy struct {
 	lines   *lineLimit // of refusals in the log
 	metrics *admin.Metrics
 
-	authTimeout time.Duration
-	behind      string // the upstream, as the log names it
+	authTimeout  time.Duration
+	closeTimeout time.Duration
+	behind       string // the upstream, as the log names it
+	refused      places // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
 
 	server                   *http.Server
 	drainDelay, drainTimeout time.Duration
@@ -91,6 +97,7 @@ func New(c Config) (*Proxy, error) {
 		lines:        newLineLimit(),
 		metrics:      c.Metrics,
 		authTimeout:  c.Auth.Timeout,
+		closeTimeout: c.Relay.CloseTimeout,
 		drainDelay:   c.DrainDelay,
 		drainTimeout: c.DrainTimeout,
 	}
@@ -99,6 +106,9 @@ func New(c Config) (*Proxy, error) {
 	}
 	if target, err := url.Parse(c.Upstream.URL); err == nil {
 		p.behind = target.Host
+	}
+	if c.RefuseWithClose {
+		p.refused = make(places, maxRefused)
 	}
 	p.base, p.cut = context.WithCancel(context.Background())
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
@@ -154,6 +164,7 @@ type upgrade struct {
 	r *http.Request
 
 	path, query string // of the request target, as they came
+	handshaken  bool   // checkHandshake found nothing wrong
 	client      clientip.Client
 	address     netip.Prefix // the key of limits by address
 	route       auth.Route   // how the request came here, as far as we believe it
@@ -164,7 +175,11 @@ type upgrade struct {
 	slot     *ratelimit.Slot // from before the dial
 	upstream *upstream.Conn
 	hijacked net.Conn // the client's connection; net/http answers no more
-	started  bool     // the relay owns the three above
+	early    []byte   // what the client sent behind its handshake
+	started  bool     // the relay owns the four above
+
+	open  bool   // the client has its 101: until started is true too, a no is a Close frame
+	place places // where a socket has its place that is open and no session's; nil: nowhere
 }
 
 // newUpgrade takes the request target apart as it stood in the request line: url.URL has decoded it already, and encodes it
@@ -226,17 +241,15 @@ func (p *Proxy) enter() bool {
 // leave is deferred. It lets go of what the request holds, however it ends, and answers for a panic.
 func (p *Proxy) leave(u *upgrade) {
 	failure := recover()
-	if !u.started {
-		if u.slot != nil {
-			u.slot.Release()
-		}
-		if u.upstream != nil {
-			u.upstream.Close()
-		}
-		if u.hijacked != nil {
+	defer func() {
+		u.letGo()
+		if u.hijacked != nil && !u.started {
 			u.hijacked.Close()
 		}
-	}
+		if u.place != nil {
+			u.place.free()
+		}
+	}()
 	switch {
 	case failure == nil:
 	case failure == http.ErrAbortHandler:
@@ -244,5 +257,19 @@ func (p *Proxy) leave(u *upgrade) {
 	default:
 		p.log.Error("panic", "value", failure, "stack", string(debug.Stack()))
 		p.refuse(u, &refusal{reason: Internal})
+	}
+}
+
+// letGo lets go of the upstream and the session's slot, unless there is a session. A second call changes nothing.
+func (u *upgrade) letGo() {
+	if u.started {
+		return
+	}
+	if u.slot != nil {
+		u.slot.Release()
+	}
+	if u.upstream != nil {
+		u.upstream.Close()
+		u.upstream = nil
 	}
 }

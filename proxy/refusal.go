@@ -132,13 +132,18 @@ type refusal struct {
 	err    error         // what is wrong, for the log alone
 	wait   time.Duration // until when to stay away; 0: the reason's
 	header http.Header   // to add to the answer
+	code   int           // of the Close frame, where a frame is the answer; 0: as the status says
 	body   []byte        // of UpstreamRefused: the upstream's
 }
 
 // refuse is the one place where a no is counted, logged and written.
 func (p *Proxy) refuse(u *upgrade, no *refusal) {
+	u.letGo() // the client may take its time to be refused
+	p.openToRefuse(u, no)
 	p.record(u, no)
 	switch {
+	case u.toldByClose():
+		p.dismiss(u, no)
 	case u.hijacked != nil: // too late for an answer
 	case no.answerStatus() == 0:
 		panic(http.ErrAbortHandler) // closes the connection; to return would be a 200
@@ -154,6 +159,9 @@ func (p *Proxy) record(u *upgrade, no *refusal) {
 		slog.Int("status", no.answerStatus()),
 		slog.String("client", u.client.Addr.String()),
 		slog.String("path", brief(u.path)),
+	}
+	if code := no.closeCode(); code != 0 && u.toldByClose() {
+		attrs = append(attrs, slog.Int("code", code))
 	}
 	if u.decision.Subject != "" {
 		attrs = append(attrs, slog.String("subject", u.decision.Subject))

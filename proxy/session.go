@@ -53,26 +53,36 @@ func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
 	return &refusal{reason: Internal, err: err}, admin.DialFailed
 }
 
-// switchProtocols takes the client's connection over from net/http, answers 101 and hands both connections to the relay. Until
-// the hijack every no is an ordinary answer; after it there is none.
-func (p *Proxy) switchProtocols(u *upgrade) *refusal {
-	if p.isClosing() {
-		return &refusal{reason: Draining}
-	}
+// takeOver takes the client's connection over from net/http and answers 101. Until the hijack every no is an ordinary answer;
+// after it there is none, and after the 101 it is a Close frame.
+func (p *Proxy) takeOver(u *upgrade) *refusal {
 	conn, buffered, err := http.NewResponseController(u.w).Hijack()
 	if err != nil {
 		return &refusal{reason: Internal, err: err}
 	}
 	u.hijacked = unmarked(conn)
-	early := make([]byte, buffered.Reader.Buffered())
-	buffered.Read(early) // cannot fail: it is in the buffer
+	u.early = make([]byte, buffered.Reader.Buffered())
+	buffered.Read(u.early) // cannot fail: it is in the buffer
 
 	u.hijacked.SetDeadline(time.Now().Add(switchTimeout))
 	if _, err := u.hijacked.Write(switchingProtocols(u)); err != nil {
 		return &refusal{reason: ClientGone, err: err}
 	}
 	u.hijacked.SetDeadline(time.Time{}) // HTTP's deadlines are none of the session's (traefik#10589)
+	u.open = true
+	return nil
+}
 
+// switchProtocols answers 101, unless the client has it already, and hands both connections to the relay.
+func (p *Proxy) switchProtocols(u *upgrade) *refusal {
+	if p.isClosing() {
+		return &refusal{reason: Draining}
+	}
+	if !u.open {
+		if no := p.takeOver(u); no != nil {
+			return no
+		}
+	}
 	s := &session{
 		proxy:   p,
 		slot:    u.slot,
@@ -88,7 +98,7 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 	p.relay.Start(relay.Handover{
 		Client:        u.hijacked,
 		Upstream:      u.upstream.Conn,
-		ClientEarly:   early,
+		ClientEarly:   u.early,
 		UpstreamEarly: u.upstream.Early,
 		Extensions:    strings.Clone(u.upstream.Extensions),
 		Ended:         s.ended,
