@@ -1,5 +1,3 @@
-// Package relay moves the bytes of a session between a client and its
-// upstream, after the gate has let it in, and keeps hold of it until it ends.
 package relay
 
 import (
