@@ -69,6 +69,10 @@ type Config struct {
 	// StaleTTL is how long after that an answer that accepted still admits
 	// while the verifier is unavailable. Zero: not at all.
 	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward"`
+	// Recheck is how often an open session is asked about again at least, by
+	// whoever holds it, with [Auth.VerifyAgain]. Zero: only when its answer is
+	// about to hold no longer.
+	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward"`
 	// MaxInflight bounds the calls in flight; further ones wait for up to
 	// Timeout. Zero: the default.
 	MaxInflight int `env:"AUTH_MAX_INFLIGHT" envDefault:"256" modes:"endpoint,introspect,forward"`
@@ -149,6 +153,7 @@ func (c *Config) numbers() error {
 		value time.Duration
 	}{
 		{"AUTH_JWT_LEEWAY", c.JWTLeeway}, {"AUTH_CACHE_TTL", c.CacheTTL}, {"AUTH_STALE_TTL", c.StaleTTL},
+		{"AUTH_RECHECK", c.Recheck},
 	} {
 		if d.value < 0 {
 			mistakes = append(mistakes, mistake(d.name, d.value.String(), "is negative; want 0s or more"))

@@ -1,0 +1,38 @@
+package auth
+
+import "net/http"
+
+// A gate may let a client exchange its token for something else: for a ticket
+// that opens a session, or for more time in one. The functions of this file find
+// what such exchanges go by. AUTH_TOKEN_FROM does not concern them.
+
+// ByToken reports whether the verifier goes by the token alone, so that its
+// answer holds for every request that the client makes with it. Not so in mode
+// forward, whose answer holds for the one request that was shown, nor in none.
+func (a *Auth) ByToken() bool { return a.verifier != nil && !a.shows }
+
+// Bearer returns the token that r shows as Authorization: Bearer. Its errors
+// are those of [Auth.Find].
+func Bearer(r *http.Request) (Credential, error) {
+	c, err := headerPlace("Authorization").find(r, Credential{})
+	if err == nil && c.Token == "" {
+		err = ErrMissing
+	}
+	return c, err
+}
+
+// FindParam returns a secret of the form of a token in the query parameter of
+// that name, found as a token is in query:NAME; "" for none. Its errors are
+// those of [Auth.Find], without ErrMissing.
+func FindParam(r *http.Request, name string) (string, error) {
+	c, err := queryPlace(name).find(r, Credential{})
+	if err != nil {
+		return "", err
+	}
+	return c.Token, nil
+}
+
+// StripParam returns rawQuery without what [FindParam] finds.
+func StripParam(rawQuery, name string) string {
+	return queryPlace(name).strip(rawQuery, nil)
+}
