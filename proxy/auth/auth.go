@@ -35,9 +35,9 @@
 //	breaker    a dead service is not asked        endpoint, introspect, forward
 //
 // Each is a verifier around the next. A JWT is not cached: its signature is
-// checked once in a session's life, at less than the cost of a call
-// (BenchmarkVerify), and a table of answers would be one more thing that
-// outlives a withdrawn key.
+// checked once in a session's life, RS256 at half the CPU of a call to an
+// endpoint on loopback and ES256 at as much (BenchmarkVerify), and a table of
+// answers would be one more thing that outlives a withdrawn key.
 //
 // # Places
 //

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -31,7 +32,7 @@ const (
 // A client makes the calls of a verifier to AUTH_URL.
 type client struct {
 	url       *url.URL
-	header    http.Header // of every call; only copies are written to
+	header    http.Header // of every call
 	timeout   time.Duration
 	maxBody   int64 // of a 200; 0: its status says it all
 	transport *http.Transport
@@ -211,15 +212,17 @@ type answer struct {
 	body   []byte // of a 200, at most maxBody bytes
 }
 
-// get and post return requests for [client.call]; their headers may be added to.
+// get returns a request for [client.call]. Its header is every call's, not to
+// be written to.
 func (c *client) get() *http.Request {
 	u := *c.url
-	return &http.Request{Method: http.MethodGet, URL: &u, Host: u.Host, Header: c.header.Clone()}
+	return &http.Request{Method: http.MethodGet, URL: &u, Host: u.Host, Header: c.header}
 }
 
-// post sends form.
+// post returns a request that sends form.
 func (c *client) post(form string) *http.Request {
 	r := c.get()
+	r.Header = maps.Clone(c.header)
 	r.Method, r.ContentLength = http.MethodPost, int64(len(form))
 	r.Header["Content-Type"] = []string{"application/x-www-form-urlencoded"}
 	// Says that the call may be repeated when a connection turns out to have

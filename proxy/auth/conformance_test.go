@@ -98,7 +98,9 @@ func TestVerifiers(t *testing.T) {
 			conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 			io.Copy(io.Discard, conn)
 		},
-		"redirects":     func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere?"+r.URL.RawQuery, 302) },
+		"redirects": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere?"+r.URL.RawQuery, http.StatusFound)
+		},
 		"breaks off":    func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"endless error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); endless(w) },
 		"endless headers": func(w http.ResponseWriter, _ *http.Request) {

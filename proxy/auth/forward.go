@@ -143,6 +143,7 @@ func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
 // the verifier that reads it.
 func (f *forward) request(s *shown) *http.Request {
 	r := f.get()
+	r.Header = maps.Clone(f.header)
 	maps.Copy(r.Header, s.header)
 	if s.header["User-Agent"] == nil {
 		r.Header["User-Agent"] = nil // not ours in its place: the verifier may go by it

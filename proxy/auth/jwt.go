@@ -53,51 +53,60 @@ func (c *Config) discovers() bool {
 	return c.Issuer != "" && c.JWTSecret == "" && c.JWTKeyFile == "" && c.JWKSURL == ""
 }
 
-// newJWT returns an error of one line for each mistake. The keys of a URL are
-// fetched from here on, in the background.
-func newJWT(c *Config) (*jwtVerifier, error) {
-	var mistakes []error
-	note := func(err error) { mistakes = append(mistakes, err) }
+// published reports whether the keys are fetched.
+func (c *Config) published() bool { return c.JWKSURL != "" || c.discovers() }
 
+// checkSource returns a mistake for each setting that does not go with where
+// the keys are.
+func (c *Config) checkSource() error {
+	var mistakes []error
+	note := func(name, value, wrong string) { mistakes = append(mistakes, mistake(name, value, wrong)) }
+	const want = "want one of AUTH_JWT_SECRET, AUTH_JWT_KEY_FILE, AUTH_JWKS_URL and AUTH_ISSUER"
 	sources := 0
 	for _, set := range []bool{c.JWTSecret != "", c.JWTKeyFile != "", c.JWKSURL != "", c.discovers()} {
 		if set {
 			sources++
 		}
 	}
-	published := c.JWKSURL != "" || c.discovers()
-	const wantSource = "want one of AUTH_JWT_SECRET, AUTH_JWT_KEY_FILE, AUTH_JWKS_URL and AUTH_ISSUER"
-	switch {
-	case sources == 0:
-		note(mistake("AUTH_MODE", c.Mode, "has no key; "+wantSource))
-	case sources > 1:
-		note(mistake("AUTH_MODE", c.Mode, "has keys from more than one place; "+wantSource+", the last beside any"))
+	switch sources {
+	case 0:
+		note("AUTH_MODE", c.Mode, "has no key; "+want)
+	case 1:
+	default:
+		note("AUTH_MODE", c.Mode, "has keys from more than one place; "+want+", the last beside any")
 	}
-	if published && len(c.Audience) == 0 {
-		note(mistake("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any"))
+	if c.published() && len(c.Audience) == 0 {
+		note("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any")
 	}
-	if !published && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "") {
-		note(mistake("AUTH_CA_FILE", c.CAFile, "and a client certificate have no effect without a URL for keys; want them unset"))
+	if !c.published() && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "") {
+		note("AUTH_CA_FILE", c.CAFile, "and a client certificate have no effect without a URL for keys; want them unset")
 	}
-	key, kinds, err := c.signingKey()
-	note(err)
-	note(c.checkAlgorithms(kinds))
-	audience, err := c.audience()
-	note(err)
-	rules, err := newClaimRules(c)
-	note(err)
-	var transport *http.Transport
-	if published {
-		transport, err = newTransport(c)
-		note(err)
-		if c.JWKSURL != "" {
-			_, err = parseURL("AUTH_JWKS_URL", c.JWKSURL)
-		} else {
-			_, err = parseURL("AUTH_ISSUER", c.Issuer)
-		}
-		note(err)
+	return errors.Join(mistakes...)
+}
+
+// keyTransport is what keys are fetched by; nil when they are not.
+func (c *Config) keyTransport() (*http.Transport, error) {
+	if !c.published() {
+		return nil, nil
 	}
-	if err := errors.Join(mistakes...); err != nil {
+	name, location := "AUTH_ISSUER", c.Issuer
+	if c.JWKSURL != "" {
+		name, location = "AUTH_JWKS_URL", c.JWKSURL
+	}
+	_, urlErr := parseURL(name, location)
+	transport, err := newTransport(c)
+	return transport, errors.Join(err, urlErr)
+}
+
+// newJWT returns an error of one line for each mistake. The keys of a URL are
+// fetched from here on, in the background.
+func newJWT(c *Config) (*jwtVerifier, error) {
+	key, kinds, keyErr := c.signingKey()
+	audience, audienceErr := c.audience()
+	rules, rulesErr := newClaimRules(c)
+	transport, transportErr := c.keyTransport()
+	err := errors.Join(c.checkSource(), keyErr, c.checkAlgorithms(kinds), audienceErr, rulesErr, transportErr)
+	if err != nil {
 		return nil, err
 	}
 
@@ -116,7 +125,7 @@ func newJWT(c *Config) (*jwtVerifier, error) {
 		options = append(options, jwt.WithIssuer(c.Issuer))
 	}
 	v := &jwtVerifier{jwt.NewParser(options...), fixedKey{key}, rules, c.JWTLeeway}
-	if published {
+	if transport != nil {
 		v.keys = newRemoteKeys(c, transport)
 	}
 	return v, nil

@@ -149,7 +149,7 @@ func TestKeyServerFails(t *testing.T) {
 		"lies with a symmetric key": func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, `{"keys":[{"kty":"oct","kid":"one","k":"c2VjcmV0"}]}`)
 		},
-		"redirects": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) },
+		"redirects": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
 		"never ends": func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, `{"keys":[`)
 			for {
@@ -196,49 +196,59 @@ func TestClientGoesWhileKeysAreFetched(t *testing.T) {
 }
 
 func TestDiscovery(t *testing.T) {
+	answers := func(s *keyServer, format string, args ...any) {
+		s.misbehave(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, format, args...) })
+	}
 	tests := []struct {
-		name string
-		edit func(*keyServer) (issuer string)
-		want string
+		name   string
+		edit   func(*keyServer) (issuer string)
+		failed string // why there are no keys; "": there are
 	}{
-		{"found", func(s *keyServer) string { return s.URL }, accepted},
+		{"found", func(s *keyServer) string { return s.URL }, ""},
 		{"an issuer with a path and a slash", func(s *keyServer) string {
 			issuer := s.URL + "/realm/"
 			s.issuer.Store(&issuer)
 			return issuer
-		}, accepted},
-		{"of another issuer", func(s *keyServer) string { return s.URL + "/realm" }, unavailable},
-		{"keys elsewhere without TLS are fine where the issuer has none", func(s *keyServer) string { return s.URL }, accepted},
-		{"no URL", func(s *keyServer) string {
-			s.misbehave(func(w http.ResponseWriter, _ *http.Request) {
-				fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":"file:///etc/passwd"}`, s.URL)
-			})
+		}, ""},
+		{"of another issuer", func(s *keyServer) string { return s.URL + "/realm" }, "the document is of the issuer"},
+		{"a file", func(s *keyServer) string {
+			answers(s, `{"issuer":%q,"jwks_uri":"file:///etc/passwd"}`, s.URL)
 			return s.URL
-		}, unavailable},
-		{"no JSON", func(s *keyServer) string {
-			s.misbehave(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") })
-			return s.URL
-		}, unavailable},
-		{"not found", func(s *keyServer) string {
-			s.misbehave(http.NotFound)
-			return s.URL
-		}, unavailable},
+		}, "not an https URL"},
+		{"no JSON", func(s *keyServer) string { answers(s, "<html>"); return s.URL }, "invalid character"},
+		{"not found", func(s *keyServer) string { s.misbehave(http.NotFound); return s.URL }, "status 404"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := newKeyServer(t)
 			c := jwtConfig()
 			c.Issuer, c.Audience = test.edit(s), []string{"*"}
+			logged := make(lines, 10)
+			c.Logger = slog.New(slog.NewTextHandler(logged, nil))
 			a := newFrom(t, c)
-			if test.want == accepted {
-				fetched(a)
+			token := sign(jwt.SigningMethodRS256, rsaKey(), "one", with("iss", c.Issuer))
+			if test.failed != "" {
+				line := <-logged
+				_, err := ask(t, a, token)
+				if !strings.Contains(line, test.failed) || err == nil || !strings.Contains(err.Error(), test.failed) {
+					t.Errorf("logged %s, then %v; want in both: %s", line, err, test.failed)
+				}
+				checkToken(t, a, token, unavailable)
+				return
 			}
-			checkToken(t, a, sign(jwt.SigningMethodRS256, rsaKey(), "one", with("iss", c.Issuer)), test.want)
-			if test.want == accepted {
-				checkToken(t, a, goodJWT(), refused) // of another issuer
-			}
+			fetched(a)
+			checkToken(t, a, token, accepted)
+			checkToken(t, a, goodJWT(), refused) // of another issuer
 		})
 	}
+}
+
+// lines are what a handler of slog writes.
+type lines chan string
+
+func (l lines) Write(line []byte) (int, error) {
+	l <- string(line)
+	return len(line), nil
 }
 
 // fakeKeyServer is a key server without a network, for the fake clock.
