@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"net"
@@ -92,10 +93,7 @@ type settings struct {
 // reserved are the names of settings that later versions will have. To ignore one would let an operator believe that a guard
 // is up which is not, so setting one is a mistake. A * stands for the rest of a name.
 var reserved = []string{
-	"PROXY_PROTOCOL",
-	"AUTH_ACCEPT", "AUTH_AUDIENCE", "AUTH_CACHE_TTL", "AUTH_CA_FILE", "AUTH_CLIENT_*", "AUTH_COPY_HEADERS", "AUTH_FIRST_MESSAGE*",
-	"AUTH_ISSUER", "AUTH_JWKS_URL", "AUTH_JWT_*", "AUTH_MAX_INFLIGHT", "AUTH_METHOD", "AUTH_RECHECK", "AUTH_REQUIRE", "AUTH_STALE_TTL",
-	"RENEWAL", "SESSION_HELLO", "TICKETS", "TICKET_*", "REFUSE_WITH_CLOSE",
+	"PROXY_PROTOCOL", "AUTH_RECHECK", "AUTH_FIRST_MESSAGE*", "RENEWAL", "SESSION_HELLO", "TICKETS", "TICKET_*",
 }
 
 // secrets matches the variables whose value is never shown. Each has a twin NAME_FILE, the path of a file that holds the value.
@@ -224,7 +222,8 @@ func wire(s settings) (*program, error) {
 	p := &program{settings: s, log: newLogger(s)}
 	var mistakes []error
 	var err error
-	switch endpoint := s.Proxy.Auth.Mode == "endpoint" && s.Proxy.Auth.URL == ""; {
+	endpoint := s.Proxy.Auth.Mode == "endpoint" && s.Proxy.Auth.URL == "" // nobody has named one
+	switch {
 	case s.Proxy.Upstream.URL == "":
 		err = p.startBackend(endpoint)
 	case endpoint:
@@ -235,7 +234,9 @@ func wire(s settings) (*program, error) {
 		mistakes = append(mistakes, err)
 		// Any URL will do from here on, so that nobody complains about the lack of one again.
 		p.Proxy.Upstream.URL = cmp.Or(p.Proxy.Upstream.URL, "ws://localhost")
-		p.Proxy.Auth.URL = cmp.Or(p.Proxy.Auth.URL, "http://localhost")
+		if endpoint {
+			p.Proxy.Auth.URL = "http://localhost"
+		}
 	}
 	metrics := admin.NewMetrics(proxy.KnownReasons())
 	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, metrics, p.log
@@ -284,6 +285,9 @@ func serve(environ map[string]string) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	// net/http prints the beginning of an answer that it did not expect through the global logger, and an endpoint's may hold a
+	// token. What this program has to say goes through its own.
+	log.SetOutput(io.Discard)
 
 	s, err := readSettings(environ)
 	p, wireErr := wire(s)

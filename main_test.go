@@ -614,11 +614,11 @@ func TestMistakesInSettings(t *testing.T) {
 		}},
 		{"an upstream without authentication is no open door", []string{"UPSTREAM_URL=ws://127.0.0.1:1"},
 			[]string{`AUTH_URL: "" would leave UPSTREAM_URL open`}},
-		{"names of later versions", []string{
-			"PROXY_PROTOCOL=true", "AUTH_CACHE_TTL=1m", "AUTH_JWT_SECRET=hunter2", "AUTH_FIRST_MESSAGE_TIMEOUT=5s", "TICKETS=", "AUTH_MODE=jwt",
-		}, []string{
-			`PROXY_PROTOCOL: "true" `, `AUTH_CACHE_TTL: "1m" `, `AUTH_JWT_SECRET: "***" `, `AUTH_FIRST_MESSAGE_TIMEOUT: "5s" `, `AUTH_MODE: "jwt" `,
-		}},
+		{"names of later versions", []string{"PROXY_PROTOCOL=true", "AUTH_RECHECK=5m", "AUTH_FIRST_MESSAGE_TIMEOUT=5s", "TICKET_TTL=30s", "TICKETS="},
+			[]string{`PROXY_PROTOCOL: "true" `, `AUTH_RECHECK: "5m" `, `AUTH_FIRST_MESSAGE_TIMEOUT: "5s" `, `TICKET_TTL: "30s" `}},
+		{"no such mode", []string{"AUTH_MODE=saml"}, []string{`AUTH_MODE: "saml" `}},
+		{"secret of another mode", []string{"AUTH_JWT_SECRET=hunter2"}, []string{`AUTH_JWT_SECRET: "***" `}},
+		{"secret that is too short", []string{"AUTH_MODE=jwt", "AUTH_JWT_SECRET_FILE=" + secret}, []string{`AUTH_JWT_SECRET: "***" `}},
 		{"cookie without origins", []string{"AUTH_TOKEN_FROM=cookie:session"}, []string{`ORIGINS: `}},
 		{"per-subject limit without subjects", []string{"AUTH_MODE=none", "LIMIT_SESSIONS_PER_SUBJECT=5"}, []string{`AUTH_MODE: "none" `}},
 		{"the loop engine cannot terminate", []string{"RELAY_MODE=terminate", "RELAY_ENGINE=loop"}, []string{`RELAY_ENGINE: "loop" `}},
