@@ -45,10 +45,16 @@ func (p *Proxy) upstreamRequest(u *upgrade) *upstream.Request {
 			delete(h, name)
 		}
 	}
-	if !p.relay.Extensions() {
+	if u.open || !p.relay.Extensions() {
 		delete(h, "Sec-Websocket-Extensions")
 	}
 	query := p.auth.Strip(u.query, h)
+	if u.open {
+		delete(h, "Sec-Websocket-Protocol")
+		if protocol := ownProtocol(u.r.Header); protocol != "" {
+			h["Sec-Websocket-Protocol"] = []string{protocol} // the client has been told that it is this one
+		}
+	}
 	setForwarded(h, u)
 	p.auth.Clean(h)
 	p.auth.Set(h, u.decision)

@@ -73,7 +73,8 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 		return nil
 	}
 	credential, err := p.auth.Find(u.r)
-	if errors.Is(err, auth.ErrMissing) {
+	missing := errors.Is(err, auth.ErrMissing)
+	if missing && p.first == nil {
 		return &refusal{reason: TokenMissing, header: challenge("")}
 	}
 	attempt, no := p.attempt(u)
@@ -81,6 +82,16 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 		return no
 	}
 	defer attempt.Release()
+	if missing {
+		// The attempt lasts from before the socket is open: an address has no more open than it may have failures.
+		if credential.Token, no = p.receiveToken(u); no != nil {
+			if u.open && no.reason != Draining {
+				attempt.Charge() // else sockets that stay silent would cost nothing
+			}
+			return no
+		}
+		err = auth.CheckToken(credential.Token)
+	}
 	if err == nil {
 		u.credential = credential.Via(u.route)
 		u.decision, err = p.verify(u)

@@ -44,6 +44,18 @@ type Config struct {
 	Upstream upstream.Config
 	Relay    relay.Config
 
+	// FirstMessage accepts the handshake of a client that shows no token, which then must send it as its first text message.
+	// The upstream is not asked before the token is verified, so it sees neither that message nor a choice of its own:
+	// subprotocol and extensions are settled, and the headers of its 101 have nobody to go to.
+	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false"`
+	// FirstMessageFormat is raw, where that message is the token, or a JSON pointer (RFC 6901) to the string in it that is,
+	// such as /token. Empty: raw.
+	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw"`
+	// FirstMessageTimeout is for the whole of that message to arrive. Zero is refused.
+	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s"`
+	// FirstMessageMax is how many sockets may be open that are not sessions yet, those on their way out included; further
+	// clients without a token get 503. Zero is refused.
+	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000"`
 	// RefuseWithClose tells a no, after a handshake that was right and from an allowed origin, by a Close frame on a socket
 	// that is opened for it: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
@@ -75,13 +87,16 @@ type Proxy struct {
 
 	authTimeout  time.Duration
 	closeTimeout time.Duration
-	behind       string // the upstream, as the log names it
-	refused      places // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
+	behind       string        // the upstream, as the log names it
+	first        *firstMessage // nil: a token comes with the handshake
+	refused      places        // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
 
 	server                   *http.Server
 	drainDelay, drainTimeout time.Duration
 	base                     context.Context // of every request; ended by Cut
 	cut                      context.CancelFunc
+	accepting                context.Context // ended by Drain and Cut, once nothing new is begun
+	stopAccepting            context.CancelFunc
 
 	mu       sync.Mutex
 	closing  bool           // guarded by mu; set once, by Drain or Cut
@@ -111,9 +126,10 @@ func New(c Config) (*Proxy, error) {
 		p.refused = make(places, maxRefused)
 	}
 	p.base, p.cut = context.WithCancel(context.Background())
+	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
 
-	var errs [9]error
+	var errs [10]error
 	p.paths, errs[0] = compilePaths(c.Paths)
 	p.clientIP, errs[1] = clientip.New(c.ClientIP)
 	p.origins, errs[2] = origin.New(c.Origin)
@@ -125,7 +141,8 @@ func New(c Config) (*Proxy, error) {
 	c.Relay.MessageByteRate = perSession.Bytes
 	p.relay, errs[6] = relay.New(c.Relay)
 	p.server, errs[7] = p.newServer(&c)
-	errs[8] = p.check(&c)
+	p.first, errs[8] = newFirstMessage(&c)
+	errs[9] = p.check(&c)
 	if err := errors.Join(errs[:]...); err != nil {
 		if p.auth != nil {
 			p.auth.Close() // it may be fetching keys

@@ -23,34 +23,37 @@ type Reason string
 
 // The reasons, in the order of the steps.
 const (
-	Malformed         Reason = "malformed" // net/http's own no: this package's handler never saw the request
-	Draining          Reason = "draining"
-	PathSuspicious    Reason = "path_suspicious"
-	Path              Reason = "path"
-	Method            Reason = "method"
-	NotWebSocket      Reason = "not_websocket"
-	Version           Reason = "version"
-	Handshake         Reason = "handshake"
-	Origin            Reason = "origin"
-	RateAddress       Reason = "rate_address"
-	AuthFailures      Reason = "auth_failures"
-	RateGlobal        Reason = "rate_global"
-	SessionsAddress   Reason = "sessions_address"
-	SessionsTotal     Reason = "sessions_total"
-	TokenMissing      Reason = "token_missing"
-	TokenMalformed    Reason = "token_malformed"
-	TokenConflict     Reason = "token_conflict"
-	TokenRefused      Reason = "token_refused"
-	TokenDenied       Reason = "token_denied"
-	AuthUnavailable   Reason = "auth_unavailable"
-	RateSubject       Reason = "rate_subject"
-	SessionsSubject   Reason = "sessions_subject"
-	UpstreamDial      Reason = "upstream_dial"
-	UpstreamTimeout   Reason = "upstream_timeout"
-	UpstreamHandshake Reason = "upstream_handshake"
-	UpstreamRefused   Reason = "upstream_refused"
-	ClientGone        Reason = "client_gone"
-	Internal          Reason = "internal"
+	Malformed           Reason = "malformed" // net/http's own no: this package's handler never saw the request
+	Draining            Reason = "draining"
+	PathSuspicious      Reason = "path_suspicious"
+	Path                Reason = "path"
+	Method              Reason = "method"
+	NotWebSocket        Reason = "not_websocket"
+	Version             Reason = "version"
+	Handshake           Reason = "handshake"
+	Origin              Reason = "origin"
+	RateAddress         Reason = "rate_address"
+	AuthFailures        Reason = "auth_failures"
+	RateGlobal          Reason = "rate_global"
+	SessionsAddress     Reason = "sessions_address"
+	SessionsTotal       Reason = "sessions_total"
+	TokenMissing        Reason = "token_missing"
+	FirstMessageFull    Reason = "first_message_full"
+	FirstMessageTimeout Reason = "first_message_timeout"
+	FirstMessage        Reason = "first_message"
+	TokenMalformed      Reason = "token_malformed"
+	TokenConflict       Reason = "token_conflict"
+	TokenRefused        Reason = "token_refused"
+	TokenDenied         Reason = "token_denied"
+	AuthUnavailable     Reason = "auth_unavailable"
+	RateSubject         Reason = "rate_subject"
+	SessionsSubject     Reason = "sessions_subject"
+	UpstreamDial        Reason = "upstream_dial"
+	UpstreamTimeout     Reason = "upstream_timeout"
+	UpstreamHandshake   Reason = "upstream_handshake"
+	UpstreamRefused     Reason = "upstream_refused"
+	ClientGone          Reason = "client_gone"
+	Internal            Reason = "internal"
 )
 
 // answers are the status and the line that a refused client gets. Status 0: not for us to answer.
@@ -58,34 +61,37 @@ var answers = map[Reason]struct {
 	status int
 	text   string
 }{
-	Malformed:         {0, ""}, // net/http has answered
-	Draining:          {503, "this server is shutting down"},
-	PathSuspicious:    {400, "suspicious path"},
-	Path:              {404, "no WebSocket is served at this path"},
-	Method:            {405, "a WebSocket handshake is a GET request"},
-	NotWebSocket:      {426, "only WebSocket connections are served here"},
-	Version:           {426, "only WebSocket version 13 is served here"},
-	Handshake:         {400, "malformed WebSocket handshake"},
-	Origin:            {403, "this origin is not allowed"},
-	RateAddress:       {429, "too many connection attempts from your address"},
-	AuthFailures:      {429, "too many failed authentications from your address"},
-	RateGlobal:        {503, "too many connection attempts"},
-	SessionsAddress:   {429, "too many open connections from your address"},
-	SessionsTotal:     {503, "too many open connections"},
-	TokenMissing:      {401, "a token is required"},
-	TokenMalformed:    {401, "the token is malformed"},
-	TokenConflict:     {400, "the request carries two different tokens"},
-	TokenRefused:      {401, "the token is not accepted"},
-	TokenDenied:       {403, "the token does not allow this"},
-	AuthUnavailable:   {503, "authentication is not available at the moment"},
-	RateSubject:       {429, "too many connection attempts of yours"},
-	SessionsSubject:   {429, "too many open connections of yours"},
-	UpstreamDial:      {502, "the upstream cannot be reached"},
-	UpstreamTimeout:   {504, "the upstream does not answer"},
-	UpstreamHandshake: {502, "the upstream's answer is not a WebSocket handshake"},
-	UpstreamRefused:   {0, ""}, // with the upstream's own
-	ClientGone:        {0, ""}, // nobody is there
-	Internal:          {500, "internal error"},
+	Malformed:           {0, ""}, // net/http has answered
+	Draining:            {503, "this server is shutting down"},
+	PathSuspicious:      {400, "suspicious path"},
+	Path:                {404, "no WebSocket is served at this path"},
+	Method:              {405, "a WebSocket handshake is a GET request"},
+	NotWebSocket:        {426, "only WebSocket connections are served here"},
+	Version:             {426, "only WebSocket version 13 is served here"},
+	Handshake:           {400, "malformed WebSocket handshake"},
+	Origin:              {403, "this origin is not allowed"},
+	RateAddress:         {429, "too many connection attempts from your address"},
+	AuthFailures:        {429, "too many failed authentications from your address"},
+	RateGlobal:          {503, "too many connection attempts"},
+	SessionsAddress:     {429, "too many open connections from your address"},
+	SessionsTotal:       {503, "too many open connections"},
+	TokenMissing:        {401, "a token is required"},
+	FirstMessageFull:    {503, "too many connections wait to send their token"},
+	FirstMessageTimeout: {401, "no token came in time"},
+	FirstMessage:        {400, "the first message carries no token"},
+	TokenMalformed:      {401, "the token is malformed"},
+	TokenConflict:       {400, "the request carries two different tokens"},
+	TokenRefused:        {401, "the token is not accepted"},
+	TokenDenied:         {403, "the token does not allow this"},
+	AuthUnavailable:     {503, "authentication is not available at the moment"},
+	RateSubject:         {429, "too many connection attempts of yours"},
+	SessionsSubject:     {429, "too many open connections of yours"},
+	UpstreamDial:        {502, "the upstream cannot be reached"},
+	UpstreamTimeout:     {504, "the upstream does not answer"},
+	UpstreamHandshake:   {502, "the upstream's answer is not a WebSocket handshake"},
+	UpstreamRefused:     {0, ""}, // with the upstream's own
+	ClientGone:          {0, ""}, // nobody is there
+	Internal:            {500, "internal error"},
 }
 
 // retry is when a refused client may come back, where no limiter knows it better. 0: that is not said.
@@ -93,6 +99,8 @@ func (r Reason) retry() time.Duration {
 	switch r {
 	case Draining:
 		return time.Second // another instance has its place by then
+	case FirstMessageFull:
+		return time.Second // a place is taken for a few at most
 	case SessionsAddress, SessionsSubject, SessionsTotal:
 		return 5 * time.Second // when a session will end, nobody knows
 	case AuthUnavailable:

@@ -136,6 +136,7 @@ func (p *Proxy) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closing = true
+	p.stopAccepting()
 	if p.listener != nil {
 		p.listener.Close()
 	}

@@ -30,6 +30,9 @@ func (p *Proxy) connect(u *upgrade) *refusal {
 	}
 	p.metrics.UpstreamDial(admin.DialConnected, conn.DialTime)
 	u.upstream = conn
+	if chosen := ownProtocol(u.r.Header); u.open && conn.Protocol != chosen {
+		return &refusal{reason: UpstreamHandshake, err: errors.New("it does not choose the subprotocol that the client has been told")}
+	}
 	return nil
 }
 

@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unicode/utf8"
+
+	"portcullis/proxy/auth"
+	"portcullis/proxy/frame"
+)
+
+const (
+	// jsonRoom is what a first message in JSON may have beside its token, in bytes: names, a type, an id, escapes.
+	jsonRoom = 1 << 10
+	// maxControls bounds the control frames before the token. A browser sends none, a library one ping or two.
+	maxControls = 16
+	// readAhead is how many bytes are read at once. What net/http has read ahead fits.
+	readAhead = 4 << 10
+
+	codeUnsupported = 1003 // binary where text is wanted; RFC 6455 section 7.4.1, as is the next
+	codeInvalid     = 1007 // text that is not UTF-8
+)
+
+// firstMessage is AUTH_FIRST_MESSAGE compiled: a client may show its token as its first message.
+type firstMessage struct {
+	token   pointer // where in the message it is; nil: it is the message
+	most    int64   // payload bytes of the message
+	timeout time.Duration
+	places  places
+}
+
+// newFirstMessage compiles the part of c that concerns the first message; nil where it is off. The error joins every mistake.
+func newFirstMessage(c *Config) (*firstMessage, error) {
+	if !c.FirstMessage {
+		return nil, nil
+	}
+	f := &firstMessage{most: auth.MaxTokenBytes, timeout: c.FirstMessageTimeout}
+	var mistakes []error
+	if format := cmp.Or(c.FirstMessageFormat, "raw"); format != "raw" {
+		var ok bool
+		if f.token, ok = parsePointer(format); !ok {
+			mistakes = append(mistakes, fmt.Errorf("AUTH_FIRST_MESSAGE_FORMAT: %q is no format; want raw or a JSON pointer such as /token", format))
+		}
+		f.most += jsonRoom
+	}
+	if c.FirstMessageTimeout <= 0 {
+		mistakes = append(mistakes, fmt.Errorf("AUTH_FIRST_MESSAGE_TIMEOUT: %q leaves no time to send a token; want more than 0s", c.FirstMessageTimeout))
+	}
+	if c.FirstMessageMax > 0 {
+		f.places = make(places, c.FirstMessageMax)
+	} else {
+		mistakes = append(mistakes, fmt.Errorf("AUTH_FIRST_MESSAGE_MAX: \"%d\" leaves no room to wait for a token; want 1 or more", c.FirstMessageMax))
+	}
+	if mode := c.Auth.Mode; mode == "none" || mode == "forward" {
+		mistakes = append(mistakes, fmt.Errorf("AUTH_FIRST_MESSAGE: \"true\" has no meaning with AUTH_MODE=%s, which lacks no token; want false, or another mode", mode))
+	}
+	return f, errors.Join(mistakes...)
+}
+
+// receiveToken opens the socket of a client that has shown no token, and waits for its first message, which has it. That
+// message is ours; what came behind it is the upstream's. A token that is none by its looks is returned as well.
+func (p *Proxy) receiveToken(u *upgrade) (token string, no *refusal) {
+	if p.isClosing() {
+		return "", &refusal{reason: Draining}
+	}
+	if !p.first.places.take() {
+		return "", &refusal{reason: FirstMessageFull}
+	}
+	u.place = p.first.places
+	if no := p.takeOver(u); no != nil {
+		return "", no
+	}
+	message, no := p.readFirst(u)
+	if no != nil || p.first.token == nil {
+		return string(message), no
+	}
+	token, err := p.first.token.find(message)
+	switch {
+	case err != nil:
+		return "", &refusal{reason: FirstMessage, detail: err.Error()}
+	case token == "":
+		return "", &refusal{reason: TokenMissing}
+	}
+	return token, nil
+}
+
+// readFirst reads the first message, within AUTH_FIRST_MESSAGE_TIMEOUT and until the gate closes.
+func (p *Proxy) readFirst(u *upgrade) ([]byte, *refusal) {
+	conn := u.hijacked
+	conn.SetDeadline(time.Now().Add(p.first.timeout))
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(p.accepting, func() {
+		conn.SetDeadline(time.Unix(1, 0))
+		close(interrupted)
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted // lest its deadline come after the next
+		}
+		conn.SetDeadline(time.Time{})
+	}()
+
+	t := newTokenReader(p.first.most)
+	buf := make([]byte, max(readAhead, len(u.early)))
+	have := copy(buf, u.early)
+	for {
+		used, no := t.take(buf[:have])
+		have = copy(buf, buf[used:have])
+		if no != nil {
+			return nil, no
+		}
+		if len(t.pongs) > 0 {
+			if _, err := conn.Write(t.pongs); err != nil {
+				return nil, p.interrupted(err)
+			}
+			t.pongs = t.pongs[:0]
+		}
+		if t.done {
+			u.early = buf[:have]
+			return t.message, nil
+		}
+		n, err := conn.Read(buf[have:]) // there is room: what take leaves is less than a control frame
+		if n == 0 && err != nil {
+			return nil, p.interrupted(err)
+		}
+		have += n
+	}
+}
+
+// interrupted is the no to a client whose socket has failed before its token was there.
+func (p *Proxy) interrupted(err error) *refusal {
+	switch {
+	case p.accepting.Err() != nil:
+		return &refusal{reason: Draining}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &refusal{reason: FirstMessageTimeout}
+	}
+	return &refusal{reason: ClientGone, err: err}
+}
+
+// tokenReader puts the first message of a client together. It does no I/O: like the scanner it is shown what has arrived.
+type tokenReader struct {
+	rules   frame.Rules
+	scanner frame.Scanner
+	message []byte
+	pongs   []byte // to be written, and then emptied, by whoever shows it the bytes
+	done    bool   // the message is whole
+
+	key       [4]byte // of the data frame under way
+	at        int64   // how many of its payload bytes are in message
+	fragments int64
+	controls  int
+}
+
+// newTokenReader returns a reader of a message of at most most bytes.
+func newTokenReader(most int64) *tokenReader {
+	return &tokenReader{rules: frame.Rules{From: frame.Client, MaxMessage: most}}
+}
+
+// take takes the frames at the start of b, up to the end of the message, and reports how many bytes they have. What it could
+// not use yet it is to be shown again with more behind it. A refusal is final.
+func (t *tokenReader) take(b []byte) (used int, no *refusal) {
+	for !t.done {
+		part, err := t.scanner.Next(b[used:], &t.rules)
+		switch {
+		case err == frame.ErrTooBig:
+			return used, unfit(frame.CodeTooBig, err.Error())
+		case err != nil:
+			return used, unfit(frame.CodeProtocol, err.Error())
+		case part.Size == 0:
+			return used, nil
+		}
+		wire := b[used : used+part.Size]
+		used += part.Size
+		if part.Control {
+			no = t.control(part, wire)
+		} else {
+			no = t.data(part, wire)
+		}
+		if no != nil {
+			return used, no
+		}
+	}
+	return used, nil
+}
+
+func (t *tokenReader) control(part frame.Part, wire []byte) *refusal {
+	if t.controls++; t.controls > maxControls {
+		return unfit(frame.CodePolicy, "too many control frames before it")
+	}
+	payload := part.ControlPayload(nil, wire)
+	switch part.Header.Opcode {
+	case frame.Ping:
+		t.pongs = frame.AppendControl(t.pongs, frame.Server, frame.Pong, payload)
+	case frame.Close:
+		code, _, err := frame.ParseClose(payload)
+		if err != nil {
+			return unfit(frame.CodeProtocol, err.Error())
+		}
+		return &refusal{reason: ClientGone, code: code}
+	}
+	return nil
+}
+
+func (t *tokenReader) data(part frame.Part, wire []byte) *refusal {
+	if part.Starts {
+		if part.Header.Opcode == frame.Binary {
+			return unfit(codeUnsupported, "it is not text")
+		}
+		// As many as the message may have bytes: any fragmentation but one that goes on with empty frames for ever.
+		if t.fragments++; t.fragments > t.rules.MaxMessage {
+			return unfit(frame.CodePolicy, "too many fragments")
+		}
+		t.key, t.at = part.Header.Key, 0
+	}
+	start := len(t.message)
+	t.message = append(t.message, wire[part.Size-part.Payload:]...)
+	frame.Mask(t.key, t.at, t.message[start:])
+	t.at += int64(part.Payload)
+	if t.done = part.Message; t.done && !utf8.Valid(t.message) {
+		return unfit(codeInvalid, "it is not UTF-8")
+	}
+	return nil
+}
+
+// unfit is the no to a first message that cannot be one, or cannot have a token.
+func unfit(code int, detail string) *refusal {
+	return &refusal{reason: FirstMessage, code: code, detail: detail}
+}
