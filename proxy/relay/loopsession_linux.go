@@ -225,8 +225,11 @@ func (s *loopSession) finish() {
 		return
 	}
 	s.loop.remove(s)
-	s.relay.forget(s)
-	go s.ended(s.policy.summary(s.loop.now)) // the loop waits for nobody
+	end := s.policy.summary(s.loop.now)
+	go func() { // the loop waits for nobody
+		s.ended(end)
+		s.relay.forget(s)
+	}()
 }
 
 func (s *loopSession) tick() {

@@ -345,7 +345,8 @@ func (r *Relay) Cut() {
 	}
 }
 
-// Wait returns nil once there is no session, or ctx's error when that ends first.
+// Wait returns nil once there is no session and every Ended has returned, or
+// ctx's error when that ends first.
 func (r *Relay) Wait(ctx context.Context) error {
 	r.mu.Lock()
 	if len(r.live) == 0 {

@@ -212,8 +212,8 @@ func (s *stream) closeGone(to side) bool {
 		if s.over != nil {
 			close(s.over)
 		}
-		s.relay.forget(s)
 		s.ended(end)
+		s.relay.forget(s)
 	}
 	return true
 }
