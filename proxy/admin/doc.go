@@ -37,7 +37,7 @@
 //	reason   one of those named in [Known], else other
 //	result   the [AuthAccepted] and [DialConnected] constants, else other
 //	code     a code of the IANA registry that may be on the wire (1000 to 1014, 3000, 3003, 3008), else 3xxx, 4xxx
-//	         or other; none if no Close frame was seen
+//	         or other; 1005 for a Close frame without a code, 1006 if there was none
 //
 // Series of the known reasons (of ended sessions: with code none) and of the results exist from the start at zero, so
 // that an alert sees the first refusal as an increase.

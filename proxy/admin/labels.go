@@ -24,12 +24,12 @@ func childOf[T any](children map[string]T, value string) T {
 
 const codeNone = "none"
 
-// codeLabels are the codes of IANA's WebSocket Close Code Number Registry that an endpoint may send. 1004 has no meaning;
-// 1005, 1006 and 1015 never reach the wire (RFC 6455 section 7.4.1).
+// codeLabels are the codes of IANA's WebSocket Close Code Number Registry that a session can end with: those that an endpoint
+// may send, 1005 for a Close frame without one, and 1006 for the lack of a Close frame (RFC 6455 section 7.1.5).
 var codeLabels = func() map[int]string {
 	labels := make(map[int]string)
 	for _, code := range []int{
-		1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, // the protocol's own
+		1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, // the protocol's own
 		3000, 3003, 3008, // unauthorized, forbidden, timeout
 	} {
 		labels[code] = strconv.Itoa(code)
