@@ -49,6 +49,9 @@ func (p *Proxy) upstreamRequest(u *upgrade) *upstream.Request {
 		delete(h, "Sec-Websocket-Extensions")
 	}
 	query := p.auth.Strip(u.query, h)
+	if p.tickets != nil {
+		query = auth.StripParam(query, ticketParam)
+	}
 	if u.open {
 		delete(h, "Sec-Websocket-Protocol")
 		if protocol := ownProtocol(u.r.Header); protocol != "" {
@@ -158,7 +161,7 @@ func join(chain []netip.Addr) string {
 
 // switchingProtocols is the whole 101, for one write: our answer to the client's key, what was negotiated, and what else
 // the upstream says, its cookies above all. Where it was not asked, we choose the protocol, and no extension.
-func switchingProtocols(u *upgrade) []byte {
+func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 	b := make([]byte, 0, 512) // a usual one
 	field := func(name, value string) {
 		b = append(b, name...)
@@ -170,6 +173,9 @@ func switchingProtocols(u *upgrade) []byte {
 	field("Upgrade", "websocket")
 	field("Connection", "Upgrade")
 	field("Sec-WebSocket-Accept", upstream.Accept(u.r.Header.Get("Sec-WebSocket-Key")))
+	if p.renewals != nil {
+		field(sessionHeader, u.id)
+	}
 	if u.upstream == nil {
 		if protocol := ownProtocol(u.r.Header); protocol != "" {
 			field("Sec-WebSocket-Protocol", protocol)
@@ -184,7 +190,7 @@ func switchingProtocols(u *upgrade) []byte {
 		field("Sec-WebSocket-Extensions", u.upstream.Extensions)
 	}
 	for name, values := range endToEnd(u.upstream.Header) {
-		if strings.HasPrefix(name, "Sec-Websocket-") {
+		if strings.HasPrefix(name, "Sec-Websocket-") || name == sessionHeader {
 			continue
 		}
 		for _, value := range values {
@@ -198,7 +204,7 @@ func switchingProtocols(u *upgrade) []byte {
 func passOn(e *upstream.RefusedError) *refusal {
 	no := &refusal{reason: UpstreamRefused, status: e.Status, header: endToEnd(e.Header), body: e.Body}
 	for name := range no.header {
-		if name != "Sec-Websocket-Version" && strings.HasPrefix(name, "Sec-Websocket-") {
+		if name != "Sec-Websocket-Version" && strings.HasPrefix(name, "Sec-Websocket-") || name == sessionHeader {
 			delete(no.header, name)
 		}
 	}

@@ -73,6 +73,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 		return nil
 	}
 	credential, err := p.auth.Find(u.r)
+	ticket, err := p.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
 	if missing && p.first == nil {
 		return &refusal{reason: TokenMissing, header: challenge("")}
@@ -94,17 +95,16 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 	}
 	if err == nil {
 		u.credential = credential.Via(u.route)
-		u.decision, err = p.verify(u)
+		if ticket != "" {
+			err = p.redeem(u, ticket)
+		} else {
+			u.decision, err = p.verify(u)
+		}
 	}
 	if err == nil {
 		return nil
 	}
-	no = p.tokenRefusal(u, err)
-	switch no.reason {
-	case TokenMalformed, TokenConflict, TokenRefused, TokenDenied:
-		attempt.Charge()
-	}
-	return no
+	return charge(attempt, p.tokenRefusal(u, err))
 }
 
 // attempt waits for the leave to try a credential, up to AUTH_TIMEOUT.
@@ -128,16 +128,22 @@ func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal) {
 func (p *Proxy) verify(u *upgrade) (auth.Decision, error) {
 	began := time.Now()
 	decision, err := p.auth.Verify(u.r.Context(), u.credential)
-	result := admin.AuthAccepted
-	if _, unavailable := errors.AsType[*auth.UnavailableError](err); unavailable {
-		result = admin.AuthUnavailable
-	} else if u.r.Context().Err() != nil {
-		result = admin.AuthAborted
-	} else if err != nil {
-		result = admin.AuthRefused
-	}
-	p.metrics.AuthCall(result, time.Since(began))
+	p.metrics.AuthCall(authResult(u.r.Context(), err), time.Since(began))
 	return decision, err
+}
+
+// authResult is the metric's word for what a verifier returned.
+func authResult(ctx context.Context, err error) string {
+	_, unavailable := errors.AsType[*auth.UnavailableError](err)
+	switch {
+	case unavailable:
+		return admin.AuthUnavailable
+	case ctx.Err() != nil:
+		return admin.AuthAborted
+	case err != nil:
+		return admin.AuthRefused
+	}
+	return admin.AuthAccepted
 }
 
 // tokenRefusal is the no to a credential, with the challenge of RFC 6750 section 3.1.
@@ -191,10 +197,17 @@ func (p *Proxy) gone(err error) *refusal {
 
 // takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
 func (p *Proxy) takeSlot(u *upgrade) *refusal {
-	if wait, ok := p.limits.UpgradeOfSubject(u.decision.Subject, time.Now()); !ok {
-		return &refusal{reason: RateSubject, wait: wait}
+	if no := p.checkSubjectRate(u); no != nil {
+		return no
 	}
 	slot, scope := p.limits.Open(u.address, u.decision.Subject)
 	u.slot = slot
 	return full(scope)
+}
+
+func (p *Proxy) checkSubjectRate(u *upgrade) *refusal {
+	if wait, ok := p.limits.UpgradeOfSubject(u.decision.Subject, time.Now()); !ok {
+		return &refusal{reason: RateSubject, wait: wait}
+	}
+	return nil
 }

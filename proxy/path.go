@@ -56,6 +56,8 @@ func checkPattern(path string, isPrefix bool) (wrong string) {
 		return "has a * that is not its end"
 	case strings.Contains(path, "?"):
 		return "has a query"
+	case strings.HasPrefix(path, ownPaths):
+		return "is among the gate's own, below " + ownPaths
 	}
 	if why := suspicious(path, false); why != "" {
 		return "is refused in requests (" + why + ")"
@@ -63,8 +65,11 @@ func checkPattern(path string, isPrefix bool) (wrong string) {
 	return ""
 }
 
-// serves reports whether a path that is not suspicious is served.
+// serves reports whether a path that is not suspicious is served. The gate's own never are.
 func (p *paths) serves(path string) bool {
+	if strings.HasPrefix(path, ownPaths) {
+		return false
+	}
 	return p.all ||
 		slices.Contains(p.exact, path) ||
 		slices.ContainsFunc(p.prefixes, func(prefix string) bool { return strings.HasPrefix(path, prefix) })

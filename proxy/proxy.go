@@ -18,8 +18,10 @@ import (
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/lease"
 	"portcullis/proxy/origin"
 	"portcullis/proxy/relay"
+	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -60,6 +62,18 @@ type Config struct {
 	// that is opened for it: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
 
+	// Renewal answers POST /.portcullis/session: a session that is named by its id in Portcullis-Session lives on by the token
+	// in Authorization, if that has the same subject. The id is in the header of that name of the handshake's answer.
+	Renewal bool `env:"RENEWAL" envDefault:"false"`
+	// SessionHello sends a session's id, and when its credential ends, as a first text message besides. It needs Renewal.
+	SessionHello bool `env:"SESSION_HELLO" envDefault:"false"`
+	// Tickets answers POST /.portcullis/ticket: a ticket for the token in Authorization, which opens one session as ?ticket=.
+	Tickets bool `env:"TICKETS" envDefault:"false"`
+	// TicketTTL is how long a ticket can be used. Zero is refused.
+	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s"`
+	// TicketBindIP has a ticket used by the address alone that it was issued to; an IPv6 /64 is one.
+	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true"`
+
 	// TokenEndpoint answers /token, unless Paths serve that path: 400 for a token that is not accepted. It is held to the
 	// limits of an upgrade. Nil: none.
 	TokenEndpoint http.Handler `env:"-"`
@@ -80,6 +94,9 @@ type Proxy struct {
 	upstream *upstream.Upstream
 	relay    *relay.Relay
 	token    http.Handler // nil: no token endpoint
+	keeper   *lease.Keeper
+	renewals *renewals            // nil: sessions cannot be renewed
+	tickets  *ticket.Store[grant] // nil: there are none
 
 	log     *slog.Logger
 	lines   *lineLimit // of refusals in the log
@@ -87,6 +104,8 @@ type Proxy struct {
 
 	authTimeout  time.Duration
 	closeTimeout time.Duration
+	recheck      bool          // sessions are verified again even where the verifier's yes has no end
+	hello        bool          // sessions begin with a greeting
 	behind       string        // the upstream, as the log names it
 	first        *firstMessage // nil: a token comes with the handshake
 	refused      places        // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
@@ -113,8 +132,15 @@ func New(c Config) (*Proxy, error) {
 		metrics:      c.Metrics,
 		authTimeout:  c.Auth.Timeout,
 		closeTimeout: c.Relay.CloseTimeout,
+		recheck:      c.Auth.Recheck > 0,
+		hello:        c.SessionHello,
 		drainDelay:   c.DrainDelay,
 		drainTimeout: c.DrainTimeout,
+		keeper:       lease.New(lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}),
+		tickets:      newTickets(&c),
+	}
+	if c.Renewal {
+		p.renewals = newRenewals()
 	}
 	if p.metrics == nil {
 		p.metrics = admin.NewMetrics(KnownReasons())
@@ -166,6 +192,7 @@ func (p *Proxy) check(c *Config) error {
 	if p.auth != nil && !p.auth.NamesSubject() && p.limits != nil && p.limits.PerSubject() {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
 	}
+	p.checkExchanges(c, note)
 	if c.DrainDelay < 0 {
 		note("DRAIN_DELAY: %q is negative; want 0s or more", c.DrainDelay)
 	}
@@ -187,6 +214,7 @@ type upgrade struct {
 	route       auth.Route   // how the request came here, as far as we believe it
 	credential  auth.Credential
 	decision    auth.Decision
+	id          string // of the session, from the 101 on
 
 	// What the request holds; let go of by leave, unless it is a session's by then.
 	slot     *ratelimit.Slot // from before the dial
@@ -223,6 +251,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.leave(u)
 	if p.isTokenRequest(u) {
 		p.serveToken(u)
+		return
+	}
+	if act := p.endpoint(u); act != nil {
+		p.serveEndpoint(u, act)
 		return
 	}
 	for _, step := range [...]func(*Proxy, *upgrade) *refusal{

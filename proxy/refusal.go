@@ -48,6 +48,8 @@ const (
 	AuthUnavailable     Reason = "auth_unavailable"
 	RateSubject         Reason = "rate_subject"
 	SessionsSubject     Reason = "sessions_subject"
+	Tickets             Reason = "tickets"
+	TicketsTotal        Reason = "tickets_total"
 	UpstreamDial        Reason = "upstream_dial"
 	UpstreamTimeout     Reason = "upstream_timeout"
 	UpstreamHandshake   Reason = "upstream_handshake"
@@ -65,7 +67,7 @@ var answers = map[Reason]struct {
 	Draining:            {503, "this server is shutting down"},
 	PathSuspicious:      {400, "suspicious path"},
 	Path:                {404, "no WebSocket is served at this path"},
-	Method:              {405, "a WebSocket handshake is a GET request"},
+	Method:              {405, "the method is not allowed; a WebSocket handshake is a GET request"},
 	NotWebSocket:        {426, "only WebSocket connections are served here"},
 	Version:             {426, "only WebSocket version 13 is served here"},
 	Handshake:           {400, "malformed WebSocket handshake"},
@@ -86,6 +88,8 @@ var answers = map[Reason]struct {
 	AuthUnavailable:     {503, "authentication is not available at the moment"},
 	RateSubject:         {429, "too many connection attempts of yours"},
 	SessionsSubject:     {429, "too many open connections of yours"},
+	Tickets:             {429, "too many unused tickets of yours"},
+	TicketsTotal:        {503, "too many unused tickets"},
 	UpstreamDial:        {502, "the upstream cannot be reached"},
 	UpstreamTimeout:     {504, "the upstream does not answer"},
 	UpstreamHandshake:   {502, "the upstream's answer is not a WebSocket handshake"},
@@ -101,12 +105,21 @@ func (r Reason) retry() time.Duration {
 		return time.Second // another instance has its place by then
 	case FirstMessageFull:
 		return time.Second // a place is taken for a few at most
-	case SessionsAddress, SessionsSubject, SessionsTotal:
+	case SessionsAddress, SessionsSubject, SessionsTotal, Tickets, TicketsTotal:
 		return 5 * time.Second // when a session will end, nobody knows
 	case AuthUnavailable:
 		return 5 * time.Second // an endpoint that is down comes up sooner if it is not asked by all at once
 	}
 	return 0
+}
+
+// aboutCredential reports whether it is a no to the credential that was shown, which is charged to the address.
+func (r Reason) aboutCredential() bool {
+	switch r {
+	case TokenMalformed, TokenConflict, TokenRefused, TokenDenied:
+		return true
+	}
+	return false
 }
 
 // level is that of the line in the log: louder where an operator has something to do.
@@ -254,6 +267,11 @@ func (no *refusal) write(w http.ResponseWriter, r *http.Request) {
 	if status != http.StatusNoContent && status != http.StatusNotModified {
 		h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	}
+	deliver(w, r, status, body)
+}
+
+// deliver writes an answer, its headers apart, and has it sent.
+func deliver(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	rc := http.NewResponseController(w)
 	if r.ContentLength != 0 {
 		// net/http reads on for the body before it closes, lest a reset overtake this answer. Not for long.

@@ -127,6 +127,10 @@ func (p *Proxy) Cut() {
 	p.waitRequests(ctx) // none starts a session after this
 	p.relay.Cut()
 	p.relay.Wait(ctx) // for the line of each in the log
+	p.keeper.Close()
+	if p.tickets != nil {
+		p.tickets.Close()
+	}
 	p.tellDropped()
 	p.auth.Close()
 }

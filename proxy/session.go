@@ -67,12 +67,23 @@ func (p *Proxy) takeOver(u *upgrade) *refusal {
 	u.early = make([]byte, buffered.Reader.Buffered())
 	buffered.Read(u.early) // cannot fail: it is in the buffer
 
+	u.id = rand.Text()
+	answer := p.switchingProtocols(u)
+	if u.upstream != nil {
+		answer = append(answer, p.greet(u)...)
+	}
+	no := u.write(answer)
+	u.open = no == nil
+	return no
+}
+
+// write writes to the client in place of net/http, and leaves no deadline: HTTP's are none of the session's (traefik#10589).
+func (u *upgrade) write(b []byte) *refusal {
 	u.hijacked.SetDeadline(time.Now().Add(switchTimeout))
-	if _, err := u.hijacked.Write(switchingProtocols(u)); err != nil {
+	if _, err := u.hijacked.Write(b); err != nil {
 		return &refusal{reason: ClientGone, err: err}
 	}
-	u.hijacked.SetDeadline(time.Time{}) // HTTP's deadlines are none of the session's (traefik#10589)
-	u.open = true
+	u.hijacked.SetDeadline(time.Time{})
 	return nil
 }
 
@@ -81,24 +92,29 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 	if p.isClosing() {
 		return &refusal{reason: Draining}
 	}
+	var no *refusal
 	if !u.open {
-		if no := p.takeOver(u); no != nil {
-			return no
-		}
+		no = p.takeOver(u)
+	} else if greeting := p.greet(u); greeting != nil {
+		no = u.write(greeting)
+	}
+	if no != nil {
+		return no
 	}
 	s := &session{
 		proxy:   p,
 		slot:    u.slot,
-		id:      rand.Text(),
+		id:      u.id,
 		subject: strings.Clone(u.decision.Subject),
 		client:  u.client.Addr.String(),
 		path:    strings.Clone(brief(u.path)),
+		tenure:  p.newTenure(u),
 	}
 	p.metrics.Upgraded()
 	p.metrics.SessionStarted()
 	p.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
 	u.started = true
-	p.relay.Start(relay.Handover{
+	s.start(u, relay.Handover{
 		Client:        u.hijacked,
 		Upstream:      u.upstream.Conn,
 		ClientEarly:   u.early,
@@ -116,10 +132,12 @@ type session struct {
 	slot              *ratelimit.Slot
 	id, subject, path string
 	client            string
+	tenure            *tenure // nil: it ends for other reasons only
 }
 
 // ended is the end of a session: its slot is free again, and one line tells what it was.
 func (s *session) ended(e relay.End) {
+	s.release()
 	s.slot.Release()
 	s.proxy.metrics.SessionEnded(admin.EndedSession{
 		Reason:           string(e.Reason),

@@ -175,7 +175,7 @@ func (c *Config) next(t Terms, now time.Time) (at time.Time) {
 		}
 		return time.Time{}
 	}
-	until := t.end()
+	until := t.End()
 	if t.Final {
 		return until
 	}
@@ -193,8 +193,9 @@ func jittered(d time.Duration) time.Duration {
 	return d - time.Duration(rand.Int64N(int64(d/10)+1))
 }
 
-// end is when the answer holds no longer: never later than the credential.
-func (t Terms) end() time.Time {
+// End is when the answer holds no longer, which is never later than the credential
+// does; zero: never.
+func (t Terms) End() time.Time {
 	if t.Until.IsZero() || !t.Expires.IsZero() && t.Expires.Before(t.Until) {
 		return t.Expires
 	}
@@ -207,9 +208,9 @@ func (c *Config) limit(t Terms) (time.Time, Why) {
 		return time.Time{}, Unavailable
 	}
 	if t.Final {
-		return t.end(), Expired
+		return t.End(), Expired
 	}
-	limit := t.end()
+	limit := t.End()
 	if !t.Until.IsZero() {
 		limit = t.Until.Add(c.Stale)
 	}

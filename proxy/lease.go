@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"portcullis/proxy/auth"
+	"portcullis/proxy/frame"
+	"portcullis/proxy/lease"
+	"portcullis/proxy/relay"
+)
+
+// endings are what a session's end is called, and what both sides are told of it, when its lease ends.
+var endings = map[lease.Why]struct {
+	reason  relay.Reason
+	closing relay.Closing
+}{
+	lease.Expired:     {relay.Expired, relay.Closing{Code: frame.CodeUnauthorized, Reason: "token expired"}},
+	lease.Revoked:     {relay.Revoked, relay.Closing{Code: frame.CodeUnauthorized, Reason: "token revoked"}},
+	lease.Unavailable: {relay.AuthUnavailable, relay.Closing{Code: frame.CodeTryAgain, Reason: "authentication unavailable"}},
+}
+
+// tenure ends a session when its credential does. Beside the lease it costs what is kept to ask about again: the token, of at
+// most auth.MaxTokenBytes, or in mode forward the head of the request; nothing in mode jwt, where there is nothing to ask.
+type tenure struct {
+	lease.Lease
+
+	mu   sync.Mutex    // guards live; held until the relay has the session, which its lease may outrun
+	live relay.Session // nil before
+}
+
+// newTenure returns the tenure of the session that u becomes; nil if its credential neither ends, nor is asked about again,
+// nor can be renewed.
+func (p *Proxy) newTenure(u *upgrade) *tenure {
+	recheck := p.recheck && !u.decision.Final
+	if termsOf(u.decision).End().IsZero() && !recheck && !p.renewable(u) {
+		return nil
+	}
+	t := &tenure{}
+	t.Ask, t.End = p.asker(u), t.end
+	return t
+}
+
+// end tells both sides.
+func (t *tenure) end(why lease.Why) {
+	t.mu.Lock()
+	live := t.live
+	t.mu.Unlock()
+	live.Close(endings[why].reason, endings[why].closing)
+}
+
+// start hands the session that u has become to the relay, and its lease to the keeper. It may be over before start returns.
+func (s *session) start(u *upgrade, h relay.Handover) {
+	p, t := s.proxy, s.tenure
+	if t == nil {
+		p.relay.Start(h)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.keeper.Hold(&t.Lease, termsOf(u.decision))
+	if p.renewable(u) {
+		p.renewals.add(s) // what can be found is held
+	}
+	t.live = p.relay.Start(h)
+}
+
+// release forgets the lease of a session that is over.
+func (s *session) release() {
+	if s.tenure != nil {
+		s.proxy.renewals.remove(s)
+		s.proxy.keeper.Release(&s.tenure.Lease)
+	}
+}
+
+// asker returns what asks about u's credential again. It holds nothing else of u. Another subject than u's means that the
+// credential is another's by now, which is a no to the session.
+func (p *Proxy) asker(u *upgrade) func(context.Context) (lease.Terms, error) {
+	if u.decision.Final {
+		return nil
+	}
+	credential, subject := u.credential, strings.Clone(u.decision.Subject)
+	credential.Token = strings.Clone(credential.Token)
+	return func(ctx context.Context) (lease.Terms, error) {
+		began := time.Now()
+		decision, err := p.auth.VerifyAgain(ctx, credential)
+		p.metrics.AuthCall(authResult(ctx, err), time.Since(began))
+		if err == nil && decision.Subject != subject {
+			err = &auth.RefusedError{Cause: errors.New("it names another subject now")}
+		}
+		if err != nil {
+			p.log.LogAttrs(ctx, slog.LevelDebug, "not verified again", slog.String("subject", subject), slog.Any("error", err))
+		}
+		_, refused := errors.AsType[*auth.RefusedError](err)
+		_, denied := errors.AsType[*auth.DeniedError](err)
+		if refused || denied {
+			err = lease.ErrRefused
+		}
+		return termsOf(decision), err
+	}
+}
+
+func termsOf(d auth.Decision) lease.Terms {
+	return lease.Terms{Until: d.Until, Expires: d.Expires, Final: d.Final}
+}
