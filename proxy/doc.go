@@ -11,16 +11,19 @@
 //	  ├ checkRates, checkRoom       ratelimit     by address and global; failed authentications; session caps
 //	  ├ authenticate                auth          where the token is, and who verifies it
 //	  │ ├ attempt                   ratelimit     no more credentials under way than may still fail
-//	  │ └ verify                    auth          identity, and until when it holds
+//	  │ ├ verify                    auth          identity, and until when it holds
+//	  │ └ redeem                    ticket        or what a ticket stands for (ticket.go)
 //	  ├ takeSlot                    ratelimit     by subject; from here on the session counts
 //	  ├ connect                     upstream      dial and handshake, with headers made by upstreamRequest (forward.go)
 //	  ├ switchProtocols             session.go    hijack, 101, both connections to the relay
-//	  │ └ relay.Start               relay         frames, until either side, a limit or Drain ends it
-//	  │   └ session.ended                         slot released, counted, one line in the log
+//	  │ └ session.start             lease         asked about again in time; ended when the credential is (lease.go)
+//	  │   └ relay.Start             relay         frames, until either side, a limit, the lease or Drain ends it
+//	  │     └ session.ended                       lease and slot released, counted, one line in the log
 //	  ├ refuse                      refusal.go    any step's no: counted, logged, answered; nowhere else
 //	  └ leave                       proxy.go      lets go of what was held, also in a panic
 //
-// The token endpoint (token.go) takes the same way as far as it concerns it.
+// The token endpoint (token.go) takes the same way as far as it concerns it, and so do the gate's own endpoints (endpoint.go),
+// where a token is traded for a ticket (ticket.go) or for more time in a session (renewal.go).
 //
 // # Invariants
 //
@@ -28,11 +31,14 @@
 //   - A connection carries one request.
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
+//   - A session whose credential ends is held by a lease before the relay has it, and released once, by session.ended.
+//   - No path below /.portcullis/ goes upstream.
 //   - A tunnel exists only after both handshakes were right to the letter.
 //   - Each refusal has one [Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are ours to write goes no further, in any spelling.
 //   - No token and no query string is in any log line, metric, error text or answer.
-//   - While a session lives the gate keeps one small struct of it and nothing of its request.
+//   - While a session lives the gate keeps one small struct of it, and of its request the credential where that is to be asked
+//     about again, and nothing else.
 //   - Once Drain or Cut has closed the gate, requests are only refused; so those in progress can be waited for, and after
 //     them the sessions.
 //
