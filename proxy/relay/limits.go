@@ -27,7 +27,11 @@ func newLimits(c Config) (l limits) {
 		l.perByte = float64(time.Second) / c.MessageByteRate
 		l.byteBurst = moment(time.Second)
 	}
-	l.throttle = c.LimitAction == "throttle"
+	if l.throttle = c.LimitAction == "throttle"; l.throttle {
+		// What falls due while a coarse clock sleeps must fit into the burst, or
+		// the clock would be the limit.
+		l.burst += wheelTick
+	}
 	return l
 }
 
@@ -44,10 +48,11 @@ func counted(h frame.Header) bool {
 	return h.Opcode != frame.Continuation || h.Length < 126
 }
 
-// admit reports whether the frame at the start of b may be taken from the
-// client now. If not, the session is ending, or the client is to be let wait.
+// admit reports whether what is at the start of b, a frame or more of the
+// payload of one, may be taken from the client now. If not, it is to be let
+// wait; where limits close, the session is ending then and the answer is yes.
 func (p *policy) admit(b []byte, now moment) bool {
-	if p.perMessage > 0 {
+	if p.perMessage > 0 && !p.ends[client].in.Inside() {
 		h, size, err := frame.Parse(b)
 		if size > 0 && err == nil && counted(h) {
 			over := max(p.meter.messages, now) + p.perMessage - p.burst - now
@@ -56,6 +61,7 @@ func (p *policy) admit(b []byte, now moment) bool {
 			}
 		}
 	}
+	// Inside a frame, too, or one without an end would have no limit.
 	if over := p.meter.bytes - p.byteBurst - now; p.perByte > 0 && over > 0 {
 		return p.exceeded(now+over, now)
 	}

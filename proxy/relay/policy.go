@@ -120,11 +120,11 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 	limited := s == client && (p.perMessage > 0 || p.perByte > 0)
 	n := 0 // how much of b goes on; it stands at its start
 	for at := 0; at < len(b) && !from.inClosed; {
-		if !p.terminate && to.due() && !from.in.Inside() {
+		if limited && !p.admit(b[at:], now) {
 			rest = b[at:]
 			break
 		}
-		if limited && !from.in.Inside() && !p.admit(b[at:], now) {
+		if !p.terminate && to.due() && !from.in.Inside() {
 			rest = b[at:]
 			break
 		}
