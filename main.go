@@ -94,7 +94,7 @@ type settings struct {
 // reserved are the names of settings that later versions will have. To ignore one would let an operator believe that a guard
 // is up which is not, so setting one is a mistake. A * stands for the rest of a name.
 var reserved = []string{
-	"PROXY_PROTOCOL", "AUTH_FIRST_MESSAGE*",
+	"PROXY_PROTOCOL",
 }
 
 // secrets matches the variables whose value is never shown. Each has a twin NAME_FILE, the path of a file that holds the value.

@@ -11,6 +11,7 @@
 //	  ├ checkRates, checkRoom       ratelimit     by address and global; failed authentications; session caps
 //	  ├ authenticate                auth          where the token is, and who verifies it
 //	  │ ├ attempt                   ratelimit     no more credentials under way than may still fail
+//	  │ ├ receiveToken              frame         101, and the token as the first message (firstmessage.go, pointer.go)
 //	  │ ├ verify                    auth          identity, and until when it holds
 //	  │ └ redeem                    ticket        or what a ticket stands for (ticket.go)
 //	  ├ takeSlot                    ratelimit     by subject; from here on the session counts
@@ -20,6 +21,8 @@
 //	  │   └ relay.Start             relay         frames, until either side, a limit, the lease or Drain ends it
 //	  │     └ session.ended                       lease and slot released, counted, one line in the log
 //	  ├ refuse                      refusal.go    any step's no: counted, logged, answered; nowhere else
+//	  │ ├ openToRefuse              refuseclose.go 101 for a no that a browser's script can see
+//	  │ └ dismiss                                 the no as a Close frame, and the wait for it to be read
 //	  └ leave                       proxy.go      lets go of what was held, also in a panic
 //
 // The token endpoint (token.go) takes the same way as far as it concerns it, and so do the gate's own endpoints (endpoint.go),
@@ -27,7 +30,9 @@
 //
 // # Invariants
 //
-//   - Until the hijack every no is an ordinary HTTP answer. After it there is none; the relay's Close frames take its place.
+//   - Until the hijack every no is an ordinary HTTP answer. After it Close frames take its place, the gate's own until there
+//     is a session, and then the relay's.
+//   - Sockets that are open and no session's are bounded in number, time and bytes, and hold no slot while they are refused.
 //   - A connection carries one request.
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
