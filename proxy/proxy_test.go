@@ -43,6 +43,7 @@ type gate struct {
 	addr    string
 	journal *journal
 	served  chan error
+	secrets []string // no line of the log may have any of them
 }
 
 // newGate starts a Proxy in front of target. Its endpoint knows the tokens good (nobody's), wonder (Alice's) and down (its own
@@ -64,7 +65,7 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	}))
 	t.Cleanup(endpoint.Close)
 
-	g := &gate{journal: newJournal(), served: make(chan error, 1)}
+	g := &gate{journal: newJournal(), served: make(chan error, 1), secrets: []string{"wonder", "token=", "ticket="}}
 	c := defaults(t)
 	c.DrainTimeout = patience
 	c.Auth.URL = endpoint.URL
@@ -91,6 +92,11 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 		p.Cut()
 		if err := <-g.served; err != nil {
 			t.Errorf("Serve: %v", err)
+		}
+		for _, secret := range g.secrets {
+			if g.journal.contains(secret) {
+				t.Errorf("the log has %s", secret)
+			}
 		}
 	})
 	return g

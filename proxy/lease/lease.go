@@ -139,6 +139,13 @@ func (k *Keeper) Release(l *Lease) {
 	k.remove(l)
 }
 
+// Len is how many leases there is something to be done about.
+func (k *Keeper) Len() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.queue)
+}
+
 func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {
 	l.terms = t
 	k.remove(l)

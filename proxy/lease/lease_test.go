@@ -232,7 +232,7 @@ func TestReleased(t *testing.T) {
 		k.Hold(l, Terms{Until: time.Now().Add(time.Minute), Final: true})
 		k.Release(l)
 		k.Release(l)
-		if n := len(k.queue); n != 0 {
+		if n := k.Len(); n != 0 {
 			t.Errorf("%d leases in the queue, want none", n)
 		}
 		elapse(time.Hour)
