@@ -141,6 +141,9 @@ func (s *Scanner) control(h Header, size int, b []byte, rules *Rules) (Part, err
 // message if it is a control frame.
 func (s *Scanner) Inside() bool { return s.left > 0 }
 
+// InMessage reports whether a message is under way: begun, and not ended.
+func (s *Scanner) InMessage() bool { return s.left > 0 || s.open }
+
 // ControlPayload appends the payload of the control frame that is part p of
 // the bytes wire, unmasked.
 func (p Part) ControlPayload(b, wire []byte) []byte {

@@ -20,15 +20,15 @@ var (
 func (p *policy) because(r Reason, code int) {
 	if p.reason == "" {
 		p.reason, p.code = r, code
+		p.wakeBy(0) // a throttled client is listened to again
 	}
 }
 
-// end brings the session to an end on both sides.
+// end brings the session to an end on both sides, also one that is ending but
+// has a side that goes on.
 func (p *policy) end(r Reason, c Closing, now moment) {
-	if p.reason != "" {
-		return // it is ending already, and each side has its deadline
-	}
 	p.because(r, c.Code)
+	p.ends[client].sliding, p.ends[upstream].sliding = false, false
 	p.closeWith(client, c, now)
 	p.closeWith(upstream, c, now)
 }
@@ -122,7 +122,8 @@ func (p *policy) deafened(s side, now moment) {
 	if e.gone {
 		return
 	}
-	e.unsent, e.wantPing, e.wantClose = false, false, false
+	p.listen(s, now)
+	e.wantPing, e.wantClose = false, false
 	e.outClosed, e.flushed, e.finSent = true, true, true
 	e.sliding = false
 	p.stopBy(s, now+p.closeTimeout)
@@ -155,7 +156,8 @@ func (p *policy) retire(s side, now moment) {
 // told so by a Close frame, and what it may still send has nowhere to go.
 func (p *policy) leave(s side, now moment) {
 	e, o := &p.ends[s], &p.ends[s.other()]
-	e.gone, e.unsent = true, false
+	p.listen(s, now)
+	e.gone = true
 	o.sliding = false
 	if o.shut() || o.wantClose {
 		return

@@ -10,6 +10,9 @@ import (
 func (p *policy) heard(s side, now moment) {
 	e := &p.ends[s]
 	e.heard = now
+	if p.pingInterval > 0 {
+		p.wakeBy(now + p.pingInterval)
+	}
 	e.deadline, e.frozen, e.appPing = 0, 0, 0
 	e.wantPing = false
 	if e.sliding {
@@ -21,6 +24,16 @@ func (p *policy) heard(s side, now moment) {
 // up when it does not answer.
 func (p *policy) heartbeat(s side, now moment) {
 	e, o := &p.ends[s], &p.ends[s.other()]
+	if p.pingInterval > 0 && e.unsent {
+		// To a side that takes nothing no ping can be written. It has as long
+		// as it would have to answer one.
+		stuck := e.taken + p.pingInterval + p.pongTimeout
+		if now >= stuck {
+			p.silent(s, now)
+			return
+		}
+		p.wakeBy(stuck)
+	}
 	if p.pingInterval == 0 || e.eof || e.inClosed || e.wantClose || e.shut() {
 		return
 	}
@@ -78,6 +91,7 @@ func (p *policy) passedPing(s side, now moment) {
 	}
 	e.appPing = now
 	e.deadline, e.frozen, e.pinging, e.wantPing = 0, 0, false, false
+	p.wakeBy(now + p.pongTimeout)
 }
 
 // silent gives up side s, which has not answered our ping.

@@ -120,4 +120,5 @@ func (p *policy) thaw(now moment) {
 	}
 	p.meter.until = 0
 	p.ends[client].heard = now
+	p.unfreeze(client, now)
 }

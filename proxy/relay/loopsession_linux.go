@@ -134,6 +134,7 @@ func (s *loopSession) flush(to side) {
 		s.policy.written(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN || err == unix.EINTR:
 		s.pending[to] = b[n:]
+		s.policy.progress(to, s.loop.now)
 		return
 	default:
 		s.pending[to] = nil

@@ -79,6 +79,8 @@ type end struct {
 	forwarded bool   // it was the other side's own
 	inClosed  bool   // the peer has sent its Close frame, or broken the framing: nothing more of it is read
 	unsent    bool   // bytes handed out for this side have not all been written
+	since     moment // when they were handed out
+	taken     moment // when the peer last took any of them
 	wantFIN   bool   // our direction is to be shut once all has been written
 	finSent   bool   //
 	eof       bool   // the peer has shut its direction
@@ -157,6 +159,7 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 			from.traffic.Bytes += int64(part.Payload)
 			if part.Message {
 				from.traffic.Messages++
+				from.sliding = from.sliding && !from.forwarded
 			}
 			p.active = now
 			pass = !to.shut()
@@ -334,9 +337,35 @@ func (p *policy) handedOut(s side, now moment) {
 	if e.unsent {
 		return
 	}
-	e.unsent = true
+	e.unsent, e.since, e.taken = true, now, now
 	if o.deadline != 0 {
 		o.frozen, o.deadline = max(o.deadline-now, 1), 0
+	}
+}
+
+// progress tells that some of what was handed out for side s has been written.
+func (p *policy) progress(s side, now moment) { p.ends[s].taken = now }
+
+// listen notes that nothing is on its way to side s any more, so that the
+// other is listened to again.
+func (p *policy) listen(s side, now moment) {
+	e, o := &p.ends[s], &p.ends[s.other()]
+	if !e.unsent {
+		return
+	}
+	e.unsent = false
+	o.heard = min(o.heard+now-e.since, now) // silence while we do not listen is none
+	if p.pingInterval > 0 {
+		p.wakeBy(o.heard + p.pingInterval)
+	}
+	p.unfreeze(s.other(), now)
+}
+
+// unfreeze has the deadline of side s run on.
+func (p *policy) unfreeze(s side, now moment) {
+	if e := &p.ends[s]; e.frozen != 0 {
+		e.deadline, e.frozen = now+e.frozen, 0
+		p.wakeBy(e.deadline)
 	}
 }
 
@@ -346,20 +375,19 @@ func (p *policy) written(s side, now moment) {
 	if !e.unsent {
 		return
 	}
-	e.unsent = false
-	o.heard = now // silence counts from when we listen again
-	if o.frozen != 0 {
-		o.deadline, o.frozen = now+o.frozen, 0
-		p.wakeBy(o.deadline)
-	}
+	p.listen(s, now)
 	if e.pinging {
 		e.pinging = false
-		e.deadline = now + p.pongTimeout
-		p.wakeBy(e.deadline)
+		e.frozen = p.pongTimeout
+		if !o.unsent && !p.throttled(s) {
+			p.unfreeze(s, now)
+		}
 	}
 	if e.outClosed && !e.flushed {
 		e.flushed = true
-		e.sliding = e.forwarded
+		// The answer may have to wait for the end of the message that the
+		// peer is sending (RFC 6455, section 5.5.1), and for nothing else.
+		e.sliding = e.forwarded && e.in.InMessage()
 		p.stopBy(s, now+p.closeTimeout)
 		p.shaken(s, now)
 		if s == client && (o.eof || o.gone) && !o.inClosed {
@@ -397,14 +425,15 @@ func (p *policy) summary(now moment) End {
 // tick does what is due, and sets wake to when it must be called next.
 func (p *policy) tick(now moment) {
 	p.wake = never
-	if p.reason == "" {
-		p.lifetime(now)
-	}
+	p.lifetime(now)
 	p.thaw(now)
 	for s := range side(2) {
 		e := &p.ends[s]
 		if e.gone {
 			continue
+		}
+		if e.sliding && p.ends[s.other()].unsent {
+			e.cutAt = now + p.closeTimeout // it cannot be heard while we do not listen
 		}
 		if e.cutAt != 0 && now >= e.cutAt {
 			p.lost(s, now)

@@ -97,8 +97,9 @@ type Traffic struct {
 // End is what became of a session.
 type End struct {
 	Reason Reason
-	// Code is that of the first Close frame, whoever sent it: 1005 where it
-	// had none, and 1006 where there was no such frame (RFC 6455, section 7.1.5).
+	// Code is that of the Close frame with which the end began, a peer's or
+	// ours: 1005 where it had none, and 1006 where it began without such a
+	// frame (RFC 6455, section 7.1.5).
 	Code         int
 	Duration     time.Duration
 	FromClient   Traffic

@@ -51,10 +51,11 @@ func newStream(r *Relay, h Handover) *stream {
 func (s *stream) run(h Handover) {
 	if s.relay.terminate {
 		go s.terminate(h)
-		return
+	} else {
+		go s.pump(client, h.ClientEarly)
+		go s.pump(upstream, h.UpstreamEarly)
 	}
-	go s.pump(client, h.ClientEarly)
-	go s.pump(upstream, h.UpstreamEarly)
+	s.settle() // sets the timer
 }
 
 // pump reads side from until it ends.

@@ -105,7 +105,11 @@ func (c *inner) Read(b []byte) (int, error) {
 		c.s.mu.Lock()
 		c.ready, c.rest = c.s.policy.receive(c.side, c.rest, now())
 		c.s.mu.Unlock()
-		c.s.thaw(c.side)
+		if len(c.ready) > 0 {
+			c.s.settle()
+		} else {
+			c.s.thaw(c.side)
+		}
 	}
 	n := copy(b, c.ready)
 	c.ready = c.ready[n:]
