@@ -92,14 +92,14 @@ func (p *Proxy) receiveToken(u *upgrade) (token string, no *refusal) {
 func (p *Proxy) readFirst(u *upgrade) ([]byte, *refusal) {
 	conn := u.hijacked
 	conn.SetDeadline(time.Now().Add(p.first.timeout))
-	interrupted := make(chan struct{})
+	late := make(chan struct{})
 	stop := context.AfterFunc(p.accepting, func() {
 		conn.SetDeadline(time.Unix(1, 0))
-		close(interrupted)
+		close(late)
 	})
 	defer func() {
 		if !stop() {
-			<-interrupted // lest its deadline come after the next
+			<-late // lest its deadline come after the next
 		}
 		conn.SetDeadline(time.Time{})
 	}()

@@ -129,6 +129,23 @@ func TestFirstMessage(t *testing.T) {
 	}
 }
 
+// The session's greeting answers the token, not the handshake.
+func TestFirstMessageThenGreeting(t *testing.T) {
+	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.Renewal, c.SessionHello = true, true }))
+	conn, resp, err := g.tryConnect("/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(patience))
+	conn.WriteMessage(websocket.TextMessage, []byte("wonder"))
+	_, greeting, err := conn.ReadMessage()
+	if id := resp.Header.Get(sessionHeader); err != nil || id == "" || !strings.Contains(string(greeting), id) {
+		t.Errorf("greeting: got %q, %v; want the id %q", greeting, err, id)
+	}
+	echoes(t, conn, "Olá")
+}
+
 func TestFirstMessageOverTLS(t *testing.T) {
 	certFile, keyFile, roots := selfSigned(t)
 	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.TLSCertFile, c.TLSKeyFile = certFile, keyFile }))
@@ -637,7 +654,7 @@ func FuzzTokenReader(f *testing.F) {
 func FuzzFragments(f *testing.F) {
 	f.Add("good", []byte{1, 0, 2}, "\x82")
 	f.Add("", []byte{}, "")
-	f.Add(strings.Repeat("x", 9000), []byte{255}, text("more"))
+	f.Add(strings.Repeat("x", 300), []byte{255, 3}, text("more"))
 	f.Fuzz(func(t *testing.T, message string, sizes []byte, behind string) {
 		most := int64(len(message) + 300)
 		message = strings.ToValidUTF8(message, "")

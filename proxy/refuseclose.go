@@ -36,7 +36,7 @@ func (p places) free() { <-p }
 // the no stays an HTTP answer.
 func (p *Proxy) openToRefuse(u *upgrade, no *refusal) {
 	told := u.handshaken && no.reason != Origin && no.answerStatus() != 0
-	if !told || u.hijacked != nil || !p.refused.take() {
+	if !told || u.place != nil || u.hijacked != nil || !p.refused.take() {
 		return
 	}
 	u.place = p.refused
