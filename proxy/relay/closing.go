@@ -18,8 +18,11 @@ var (
 
 // because notes why the session ends: the first cause counts.
 func (p *policy) because(r Reason, code int) {
-	if p.reason == "" {
-		p.reason, p.code = r, code
+	if p.reason != "" {
+		return
+	}
+	p.reason, p.code = r, code
+	if p.meter.until != 0 {
 		p.wakeBy(0) // a throttled client is listened to again
 	}
 }
