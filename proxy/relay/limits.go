@@ -84,8 +84,9 @@ func (p *policy) exceeded(until, now moment) bool {
 		return true // it is ending, and its Close frame is to be found
 	}
 	if p.limits.throttle {
-		p.meter.until = until
-		p.wakeBy(until)
+		// A pause is worth its price: else it would end for every few bytes.
+		p.meter.until = max(until, now+wheelTick/2)
+		p.wakeBy(p.meter.until)
 		return false
 	}
 	p.because(ClientRate, frame.CodePolicy)

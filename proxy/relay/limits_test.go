@@ -150,20 +150,20 @@ func TestThrottle(t *testing.T) {
 	}{
 		"messages": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 100, 50 },
-			100, 10, 400 * time.Millisecond, 3 * time.Second,
+			100, 10, 400 * time.Millisecond, 8 * time.Second,
 		},
 		// A loop's clock ticks twenty times a second.
 		"messages faster than the clock ticks": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 400, 1 },
-			200, 10, 300 * time.Millisecond, 3 * time.Second,
+			300, 10, 500 * time.Millisecond, 8 * time.Second,
 		},
 		"bytes in small messages": {
 			func(c *Config) { c.MessageByteRate = 100_000 },
-			1500, 100, 400 * time.Millisecond, 3 * time.Second,
+			1500, 100, 400 * time.Millisecond, 8 * time.Second,
 		},
 		"bytes in large messages": {
 			func(c *Config) { c.MessageByteRate = 1_000_000 },
-			15, 100_000, 400 * time.Millisecond, 3 * time.Second,
+			15, 100_000, 400 * time.Millisecond, 8 * time.Second,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
