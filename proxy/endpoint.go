@@ -54,17 +54,19 @@ func (p *Proxy) endpoint(u *upgrade) func(*Proxy, *upgrade) *refusal {
 // serveEndpoint takes a request to one of the gate's own endpoints through the steps that an upgrade takes there. What it
 // carries is in its headers; a body is not read.
 func (p *Proxy) serveEndpoint(u *upgrade, act func(*Proxy, *upgrade) *refusal) {
-	if u.r.Method == http.MethodOptions {
-		act = answerPreflight
-	}
-	for _, step := range [...]func(*Proxy, *upgrade) *refusal{
+	steps := []func(*Proxy, *upgrade) *refusal{
 		(*Proxy).findClient,
 		(*Proxy).checkOrigin,
 		(*Proxy).shareWithOrigin,
 		(*Proxy).checkPost, // 405
 		(*Proxy).checkRates,
 		act,
-	} {
+	}
+	if u.r.Method == http.MethodOptions {
+		// A preflight tries nothing. Were it limited, the page could not read when to come back.
+		steps = append(steps[:3], answerPreflight)
+	}
+	for _, step := range steps {
 		if no := step(p, u); no != nil {
 			p.refuse(u, no)
 			return
@@ -72,7 +74,7 @@ func (p *Proxy) serveEndpoint(u *upgrade, act func(*Proxy, *upgrade) *refusal) {
 	}
 }
 
-// shareWithOrigin lets the page that asks read the answer (CORS). It asks without cookies: they are none of what is gone by here.
+// shareWithOrigin lets the page that asks read the answer (CORS). That it may send cookies is not said: none are read.
 func (p *Proxy) shareWithOrigin(u *upgrade) *refusal {
 	h := u.w.Header()
 	h["Vary"] = []string{"Origin"}
@@ -84,8 +86,7 @@ func (p *Proxy) shareWithOrigin(u *upgrade) *refusal {
 }
 
 func (p *Proxy) checkPost(u *upgrade) *refusal {
-	switch u.r.Method {
-	case http.MethodPost, http.MethodOptions:
+	if u.r.Method == http.MethodPost {
 		return nil
 	}
 	return &refusal{reason: Method, header: http.Header{"Allow": {"POST, OPTIONS"}}}

@@ -89,7 +89,11 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 
 func TestPreflight(t *testing.T) {
 	for _, path := range []string{sessionPath, ticketPath} {
-		g := newGate(t, newBackend(t, nil).url, exchanging)
+		g := newGate(t, newBackend(t, nil).url, func(c *Config) {
+			exchanging(c)
+			c.Limits = ratelimit.Config{UpgradesPerIP: ratelimit.Rate{N: 1, Per: time.Hour}} // which a preflight is not held to
+		})
+		g.send(t, post(path, "good"))
 		a := g.send(t, request("OPTIONS "+path+" HTTP/1.1", "Host: a", "Origin: https://app.example",
 			"Access-Control-Request-Method: POST", "Access-Control-Request-Headers: authorization,portcullis-session"))
 		if a.StatusCode != http.StatusNoContent || a.body != "" {

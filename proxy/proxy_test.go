@@ -93,9 +93,10 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 		if err := <-g.served; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
+		metrics, _ := g.metrics.Registry().Gather()
 		for _, secret := range g.secrets {
-			if g.journal.contains(secret) {
-				t.Errorf("the log has %s", secret)
+			if g.journal.contains(secret) || strings.Contains(fmt.Sprint(metrics), secret) {
+				t.Errorf("the log or a metric has %s", secret)
 			}
 		}
 	})

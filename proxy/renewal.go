@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"sync"
 
@@ -76,7 +77,11 @@ func (p *Proxy) extend(u *upgrade) bool {
 	if s == nil || s.subject != u.decision.Subject {
 		return false
 	}
-	return p.keeper.Renew(&s.tenure.Lease, termsOf(u.decision), p.asker(u))
+	if !p.keeper.Renew(&s.tenure.Lease, termsOf(u.decision), p.asker(u)) {
+		return false
+	}
+	p.log.LogAttrs(u.r.Context(), slog.LevelDebug, "session renewed", s.attrs()...)
+	return true
 }
 
 // renewed is the answer to a renewal: until when the session lives on. Where the verifier can be asked again, that is when at

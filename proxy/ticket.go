@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -46,6 +47,8 @@ func (p *Proxy) issueTicket(u *upgrade) *refusal {
 		case err != nil:
 			return &refusal{reason: TicketsTotal}
 		}
+		p.log.LogAttrs(u.r.Context(), slog.LevelDebug, "ticket issued",
+			slog.String("subject", u.decision.Subject), slog.String("client", u.client.Addr.String()))
 		a = issued{text, timestamp(until)}
 		return nil
 	})

@@ -85,50 +85,58 @@ func TestTicketAttacks(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		edit   func(*Config)
-		owner  string                          // the address that asks for the ticket
-		raw    func(g *gate, tk string) string // what is sent with it
+		owner  string                                        // the address that asks for the ticket
+		raw    func(t *testing.T, g *gate, tk string) string // what is sent with it
 		status int
 		reason Reason
 	}{
-		{"none", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.1")) }, 101, ""},
-		{"replayed", nil, "192.0.2.1", func(g *gate, tk string) string {
+		{"none", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.1")) }, 101, ""},
+		{"replayed", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			g.send(t, handshake("/?ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
 		}, 401, TokenRefused},
-		{"replayed after an upgrade that failed later", nil, "192.0.2.1", func(g *gate, tk string) string {
+		{"replayed after an upgrade that failed later", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			g.send(t, handshake("/?token=other&ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
 		}, 401, TokenRefused},
-		{"from another address", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, TokenRefused},
-		{"from another network", nil, "2001:db8::1", func(_ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8:0:1::1")) }, 401, TokenRefused},
-		{"from the same /64", nil, "2001:db8::1", func(_ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8::ffff:2")) }, 101, ""},
+		{"from another address", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, TokenRefused},
+		{"from another network", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
+			return handshake("/?ticket="+tk, from("2001:db8:0:1::1"))
+		}, 401, TokenRefused},
+		{"from the same /64", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
+			return handshake("/?ticket="+tk, from("2001:db8::ffff:2"))
+		}, 101, ""},
 		{"from another address, not bound", func(c *Config) { c.TicketBindIP = false }, "192.0.2.1",
-			func(_ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8::1")) }, 101, ""},
-		{"made up", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 43)) }, 401, TokenRefused},
-		{"cut short", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket="+tk[:42], from("192.0.2.1")) }, 401, TokenRefused},
-		{"as a token", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, TokenRefused},
-		{"in a header", nil, "192.0.2.1", func(_ *gate, tk string) string {
+			func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8::1")) }, 101, ""},
+		{"made up", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 43)) }, 401, TokenRefused},
+		{"cut short", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+			return handshake("/?ticket="+tk[:42], from("192.0.2.1"))
+		}, 401, TokenRefused},
+		{"as a token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, TokenRefused},
+		{"in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/", "Authorization: Bearer "+tk, from("192.0.2.1"))
 		}, 401, TokenRefused},
-		{"for another ticket", nil, "192.0.2.1", func(_ *gate, tk string) string { return post(ticketPath, tk, from("192.0.2.1")) }, 401, TokenRefused},
-		{"beside its own token", nil, "192.0.2.1", func(_ *gate, tk string) string {
+		{"for another ticket", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return post(ticketPath, tk, from("192.0.2.1")) }, 401, TokenRefused},
+		{"beside its own token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=wonder", from("192.0.2.1"))
 		}, 101, ""},
-		{"beside another token", nil, "192.0.2.1", func(_ *gate, tk string) string {
+		{"beside another token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=good", from("192.0.2.1"))
 		}, 400, TokenConflict},
-		{"beside another token in a header", nil, "192.0.2.1", func(_ *gate, tk string) string {
+		{"beside another token in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk, "Authorization: Bearer good", from("192.0.2.1"))
 		}, 400, TokenConflict},
-		{"beside no token by its looks", nil, "192.0.2.1", func(_ *gate, tk string) string {
+		{"beside no token by its looks", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=%01", from("192.0.2.1"))
 		}, 401, TokenMalformed},
-		{"two", nil, "192.0.2.1", func(g *gate, tk string) string {
+		{"two", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&ticket="+g.ticket(t, "wonder", from("192.0.2.1")), from("192.0.2.1"))
 		}, 400, TokenConflict},
-		{"not escaped properly", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket=%zz") }, 401, TokenMalformed},
-		{"empty", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket=") }, 401, TokenMissing},
-		{"as large as a header may be", nil, "192.0.2.1", func(_ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 60<<10)) }, 401, TokenMalformed},
+		{"not escaped properly", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=%zz") }, 401, TokenMalformed},
+		{"empty", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=") }, 401, TokenMissing},
+		{"as large as a header may be", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+			return handshake("/?ticket=" + strings.Repeat("A", 60<<10))
+		}, 401, TokenMalformed},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBackend(t, nil)
@@ -139,7 +147,7 @@ func TestTicketAttacks(t *testing.T) {
 					tt.edit(c)
 				}
 			})
-			raw := tt.raw(g, g.ticket(t, "wonder", from(tt.owner)))
+			raw := tt.raw(t, g, g.ticket(t, "wonder", from(tt.owner)))
 			counted := 0.0
 			if tt.reason != "" {
 				counted = g.refused(t, tt.reason)
