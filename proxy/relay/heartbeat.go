@@ -13,8 +13,10 @@ func (p *policy) heard(s side, now moment) {
 	if p.pingInterval > 0 {
 		p.wakeBy(now + p.pingInterval)
 	}
+	// Also of a ping that is being written: its pong may come before we are told
+	// that it has been.
 	e.deadline, e.frozen, e.appPing = 0, 0, 0
-	e.wantPing = false
+	e.pinging, e.wantPing = false, false
 	if e.sliding {
 		e.cutAt = now + p.closeTimeout
 	}

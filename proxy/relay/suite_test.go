@@ -61,11 +61,10 @@ func eachEngine(t *testing.T, test func(*testing.T, engine)) {
 // rig is a relay under test and the sessions that it was given.
 type rig struct {
 	*Relay
-	t      testing.TB
-	engine engine
-
-	mu       sync.Mutex // guards what follows
+	t        testing.TB
+	engine   engine
 	sessions []*testSession
+	wrap     func(net.Conn) net.Conn // if set, what the relay sees of the client's connection
 }
 
 // config is what the tests start from: nothing that is not asked for happens
@@ -140,6 +139,9 @@ func (r *rig) openWith(h Handover) *testSession {
 	if r.engine.tls {
 		clientEnd, h.Client = tlsPair(r.t, outer, inner)
 	}
+	if r.wrap != nil {
+		h.Client = r.wrap(h.Client)
+	}
 	far, near := tcpPair(r.t)
 	upstreamEnd, h.Upstream = far, near
 	s := &testSession{
@@ -158,9 +160,7 @@ func (r *rig) openWith(h Handover) *testSession {
 			close(s.over)
 		}
 	}
-	r.mu.Lock()
 	r.sessions = append(r.sessions, s)
-	r.mu.Unlock()
 	r.Start(h)
 	return s
 }
