@@ -203,7 +203,7 @@ func TestLargestMessage(t *testing.T) {
 // A client of a hundred does what it can to disturb the others.
 func TestHostileNeighbour(t *testing.T) {
 	pings := func(s *testSession) []byte {
-		return bytes.Repeat(s.client.wire(frame.Header{Fin: true, Opcode: frame.Ping}, ""), 1000)
+		return bytes.Repeat(s.client.wire(frame.Header{Fin: true, Opcode: frame.Ping}, string(pattern(0, frame.MaxControlPayload))), 100)
 	}
 	hostile := []struct {
 		name string
@@ -215,18 +215,18 @@ func TestHostileNeighbour(t *testing.T) {
 			s.client.reset()
 		}},
 		{"a flood that its upstream does not read", func(s *testSession) {
-			go flood(s.client, s.client.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, patternMax))))
+			go flood(s.client, appendBulk(nil, frame.Client, frame.Header{Fin: true, Opcode: frame.Binary}, pattern(0, patternMax)))
 		}},
 		{"a flood whose echo it does not read", func(s *testSession) {
 			go s.upstream.echo()
-			go flood(s.client, s.client.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, patternMax))))
+			go flood(s.client, appendBulk(nil, frame.Client, frame.Header{Fin: true, Opcode: frame.Binary}, pattern(0, patternMax)))
 		}},
 		{"pings whose pongs it does not read", func(s *testSession) {
 			go s.upstream.echo()
 			go flood(s.client, pings(s))
 		}},
 	}
-	const others, messages = 99, 5
+	const others, messages = 99, 3
 	eachEngine(t, func(t *testing.T, e engine) {
 		r := newRig(t, e, e.config())
 		sessions := make([]*testSession, others)
@@ -235,7 +235,10 @@ func TestHostileNeighbour(t *testing.T) {
 			go sessions[i].upstream.echo()
 		}
 		for _, h := range hostile {
-			h.act(r.open())
+			s := r.open()
+			s.client.tcp.SetReadBuffer(16 << 10) // and so it stalls the sooner
+			s.upstream.tcp.SetReadBuffer(16 << 10)
+			h.act(s)
 			echoed := make(chan error, others)
 			for _, s := range sessions {
 				go func() { echoed <- exchange(s.client, messages) }()
@@ -253,7 +256,7 @@ func TestHostileNeighbour(t *testing.T) {
 func exchange(p *peer, messages int) error {
 	for i := range messages {
 		want := pattern(int64(i), 1000+i)
-		if _, err := p.conn.Write(p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(want))); err != nil {
+		if _, err := p.conn.Write(appendBulk(nil, p.role, frame.Header{Fin: true, Opcode: frame.Binary}, want)); err != nil {
 			return err
 		}
 		got, err := readMessage(p)
