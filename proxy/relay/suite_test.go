@@ -95,8 +95,8 @@ func newRig(t testing.TB, e engine, c Config) *rig {
 			s.client.conn.Close()
 			s.upstream.conn.Close()
 			s.mu.Lock()
-			if len(s.ends) != 1 {
-				t.Errorf("session %d: Ended was called %d times, want 1", i, len(s.ends))
+			if len(s.results) != 1 {
+				t.Errorf("session %d: Ended was called %d times, want 1", i, len(s.results))
 			}
 			s.mu.Unlock()
 		}
@@ -118,10 +118,11 @@ func (r *rig) wait() {
 type testSession struct {
 	t                testing.TB
 	client, upstream *peer
+	ends             [2]net.Conn   // that the relay is given
 	over             chan struct{} // closed by the first Ended
 
-	mu   sync.Mutex // guards ends
-	ends []End
+	mu      sync.Mutex // guards results
+	results []End
 }
 
 // open starts a session.
@@ -133,36 +134,45 @@ func (r *rig) open() *testSession {
 // openWith starts a session with what else the handover is to have.
 func (r *rig) openWith(h Handover) *testSession {
 	r.t.Helper()
-	var clientEnd, upstreamEnd net.Conn
-	outer, inner := tcpPair(r.t)
-	clientEnd, h.Client = outer, inner
+	s := r.connect()
+	r.start(s, h)
+	return s
+}
+
+// connect makes the connections of a session.
+func (r *rig) connect() *testSession {
+	r.t.Helper()
+	var client net.Conn
+	dialed, accepted := tcpPair(r.t)
+	s := &testSession{t: r.t, over: make(chan struct{})}
+	client, s.ends[0] = dialed, accepted
 	if r.engine.tls {
-		clientEnd, h.Client = tlsPair(r.t, outer, inner)
+		client, s.ends[0] = tlsPair(r.t, dialed, accepted)
 	}
 	if r.wrap != nil {
-		h.Client = r.wrap(h.Client)
+		s.ends[0] = r.wrap(s.ends[0])
 	}
+	s.client = newPeer(r.t, frame.Client, client, dialed)
 	far, near := tcpPair(r.t)
-	upstreamEnd, h.Upstream = far, near
-	s := &testSession{
-		t:        r.t,
-		client:   newPeer(r.t, frame.Client, clientEnd, outer),
-		upstream: newPeer(r.t, frame.Server, upstreamEnd, far),
-		over:     make(chan struct{}),
-	}
+	s.upstream, s.ends[1] = newPeer(r.t, frame.Server, far, far), near
+	return s
+}
+
+// start hands a session over.
+func (r *rig) start(s *testSession, h Handover) {
 	if h.Extensions != "" {
 		s.client.rules.FrameRSV, s.upstream.rules.FrameRSV = 0x70, 0x70
 	}
+	h.Client, h.Upstream = s.ends[0], s.ends[1]
 	h.Ended = func(e End) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.ends = append(s.ends, e); len(s.ends) == 1 {
+		if s.results = append(s.results, e); len(s.results) == 1 {
 			close(s.over)
 		}
 	}
 	r.sessions = append(r.sessions, s)
 	r.Start(h)
-	return s
 }
 
 // ended waits for the end of the session.
@@ -175,7 +185,7 @@ func (s *testSession) ended() End {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ends[0]
+	return s.results[0]
 }
 
 // wantEnd waits for the end of the session and compares all but how long it took.
