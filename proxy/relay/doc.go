@@ -22,8 +22,8 @@
 // # The event loop
 //
 // There is one loop to each processor (GOMAXPROCS): one goroutine on one epoll
-// instance with one read buffer of 64 KiB. A session belongs to the loop that had the
-// fewest when it began, and nobody else touches it; what comes from outside (a
+// instance with one read buffer of 64 KiB. A session belongs to the first loop that has room
+// (loopFull), or to the one with the fewest, and nobody else touches it; what comes from outside (a
 // new session, a drain) goes through the loop's mailbox, and an eventfd wakes it. A turn is
 // one wait for any number of ready descriptors, and for each of them one read, one
 // look of the policy, and one write to the peer at once. A message thus costs two reads and
