@@ -34,7 +34,7 @@ func (g *gate) tokenUntil(t testing.TB, subject string, exp time.Time) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.secrets = append(g.secrets, token)
+	g.secrets.Token(token)
 	return token
 }
 

@@ -21,11 +21,13 @@ import (
 
 	"github.com/caarlos0/env/v11"
 	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/leaktest"
 	"portcullis/proxy/origin"
 	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
@@ -43,15 +45,19 @@ type gate struct {
 	addr    string
 	journal *journal
 	served  chan error
-	secrets []string // no line of the log may have any of them
+	secrets leaktest.Secrets // all that its clients have shown
 }
 
 // newGate starts a Proxy in front of target. Its endpoint knows the tokens good (nobody's), wonder (Alice's) and down (its own
-// failure).
+// failure). At the end of the test nothing that clients have shown may be in the log or the metrics.
 func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	t.Helper()
+	g := &gate{journal: newJournal(), served: make(chan error, 1)}
+	g.secrets.Public = []string{"other"} // is a label of the metrics too
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Query().Get("token") {
+		token := r.URL.Query().Get("token")
+		g.secrets.Token(token) // also one that came as a first message
+		switch token {
 		case "good":
 			io.WriteString(w, "1")
 		case "wonder":
@@ -65,7 +71,6 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	}))
 	t.Cleanup(endpoint.Close)
 
-	g := &gate{journal: newJournal(), served: make(chan error, 1), secrets: []string{"wonder", "token=", "ticket="}}
 	c := defaults(t)
 	c.DrainTimeout = patience
 	c.Auth.URL = endpoint.URL
@@ -82,6 +87,10 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 		t.Fatal(err)
 	}
 	g.Proxy = p
+	p.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.secrets.Request(r.RequestURI, r.Header)
+		p.ServeHTTP(w, r)
+	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -93,14 +102,57 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 		if err := <-g.served; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
-		metrics, _ := g.metrics.Registry().Gather()
-		for _, secret := range g.secrets {
-			if g.journal.contains(secret) || strings.Contains(fmt.Sprint(metrics), secret) {
-				t.Errorf("the log or a metric has %s", secret)
-			}
+		for _, leak := range g.leaks(t) {
+			t.Errorf("the gate tells %s", leak)
 		}
 	})
 	return g
+}
+
+// leaks are the lines of the log and the metrics that have something in them which a client has shown.
+func (g *gate) leaks(t testing.TB) []string {
+	t.Helper()
+	families, err := g.metrics.Registry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, label := range m.GetLabel() {
+				fmt.Fprintln(&said, f.GetName(), label.GetName(), label.GetValue())
+			}
+		}
+	}
+	g.journal.mu.Lock()
+	defer g.journal.mu.Unlock()
+	return g.secrets.Leaks(g.journal.text.String() + said.String())
+}
+
+// The check that every test ends with must be one that can fail.
+func TestLeaksAreFound(t *testing.T) {
+	g := newGate(t, newBackend(t, nil).url, firstMessages())
+	g.send(t, handshake("/room?token=wonder&x=1"))
+	g.upgraded(t, handshake("/", "Cookie: a=crumbs")).write(text("tellnobody"))
+	g.journal.next(t, "refused")
+	if got := g.leaks(t); got != nil {
+		t.Errorf("before anything leaks: got %q", got)
+	}
+	metric := prometheus.NewGauge(prometheus.GaugeOpts{Name: "leak", ConstLabels: prometheus.Labels{"reason": "wonder"}})
+	for name, leak := range map[string]func(){
+		"token":            func() { g.log.Info("accepted", "token", "wonder") },
+		"first message":    func() { g.log.Debug("got tellnobody") },
+		"query":            func() { g.log.Info("refused", "path", "/room?x=1") },
+		"cookie in base64": func() { g.log.Error("odd", "error", errors.New("Y3J1bWJz")) },
+		"metric":           func() { g.metrics.Registry().MustRegister(metric) },
+	} {
+		leak()
+		if got := g.leaks(t); len(got) != 1 {
+			t.Errorf("%s: got %q, want one leak", name, got)
+		}
+		g.metrics.Registry().Unregister(metric)
+		g.journal.clear()
+	}
 }
 
 // defaults are the settings of an empty environment.
@@ -155,6 +207,13 @@ func (j *journal) count(message string) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return strings.Count(j.text.String(), `"msg":"`+message+`"`)
+}
+
+// clear forgets the text so far.
+func (j *journal) clear() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.text.Reset()
 }
 
 func (j *journal) contains(s string) bool {

@@ -70,7 +70,6 @@ func TestFreshTokenTakesThePlaceOfTheOld(t *testing.T) {
 		c.Auth.URL, c.Auth.Recheck, c.Renewal = e.url, 20*time.Millisecond, true
 		c.Limits = ratelimit.Config{}
 	})
-	g.secrets = append(g.secrets, "first-token", "fresh-token")
 	conn, id := g.open(t, "/?token=first-token")
 	if a := g.send(t, renewal("fresh-token", id)); a.StatusCode != 200 || a.body != `{"expires":null}` {
 		t.Fatalf("got %d %s, want 200", a.StatusCode, a.body)
