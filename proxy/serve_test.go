@@ -194,6 +194,10 @@ func TestNewRequestWhileDrainingGets503(t *testing.T) {
 	}
 	conn := g.dial(t)
 	io.WriteString(conn, "GET / HTTP/1.1\r\n")
+	// Connections are accepted in order: once a later one is answered, this one is no longer the listener's to reset.
+	later := g.dial(t)
+	io.WriteString(later, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	readAnswer(t, later)
 	drained := g.drain(t.Context())
 	g.waitClosing()
 	io.WriteString(conn, "Host: a\r\n\r\n")
