@@ -26,7 +26,7 @@ type peer struct {
 	rules frame.Rules  // what it hears must obey
 	scan  frame.Scanner
 
-	buf      [32 << 10]byte
+	buf      []byte
 	from, to int    // what of buf has been read and not yet looked at
 	payload  []byte // of the last frame
 	closed   bool   // a Close frame has come
@@ -37,7 +37,7 @@ type peer struct {
 
 func newPeer(t testing.TB, role frame.Role, conn net.Conn, tcp *net.TCPConn) *peer {
 	conn.SetDeadline(time.Now().Add(patience))
-	return &peer{t: t, conn: conn, tcp: tcp, role: role, rules: frame.Rules{From: 1 - role}}
+	return &peer{t: t, conn: conn, tcp: tcp, role: role, rules: frame.Rules{From: 1 - role}, buf: make([]byte, 32<<10)}
 }
 
 // received is one frame, unmasked. Its payload is valid until the next read.
@@ -114,7 +114,7 @@ func (p *peer) read() (received, error) {
 		if part.Size > 0 && p.from < p.to {
 			continue
 		}
-		p.to = copy(p.buf[:], p.buf[p.from:p.to])
+		p.to = copy(p.buf, p.buf[p.from:p.to])
 		p.from = 0
 		n, err := p.conn.Read(p.buf[p.to:])
 		p.to += n
