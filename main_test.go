@@ -952,6 +952,32 @@ func readFile(t *testing.T, name string) string {
 	return string(text)
 }
 
+// TestExamplesOfModes starts the program by each example that the README has for a mode, and wants one for each.
+func TestExamplesOfModes(t *testing.T) {
+	_, section, _ := strings.Cut(readFile(t, "README.md"), "## Choosing how to authenticate\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	missing := []string{"endpoint", "jwt", "introspect", "forward", "none"}
+	for _, block := range regexp.MustCompile("(?s)```(?:console|yaml)\n(.*?)```").FindAllStringSubmatch(section, -1) {
+		var environ []string
+		for _, m := range regexp.MustCompile(`(?m)^\$ export (.*)$`).FindAllStringSubmatch(block[1], -1) {
+			environ = append(environ, strings.Fields(m[1])...)
+		}
+		_, service, _ := strings.Cut(block[1], "\n  portcullis:\n")
+		for _, m := range regexp.MustCompile(`(?m)^ +([A-Z_]+): (.*)$`).FindAllStringSubmatch(service, -1) {
+			environ = append(environ, m[1]+"="+m[2])
+		}
+		if environ == nil {
+			continue // it shows something else
+		}
+		mode := cmp.Or(env.ToMap(environ)["AUTH_MODE"], "endpoint")
+		missing = slices.DeleteFunc(missing, func(m string) bool { return m == mode })
+		t.Run(mode, func(t *testing.T) { startGate(t, environ...) })
+	}
+	if len(missing) > 0 {
+		t.Errorf("README.md has no example of %q", missing)
+	}
+}
+
 // TestReasonsAreDescribed keeps the README's tables of refusals and ends in agreement with the program.
 func TestReasonsAreDescribed(t *testing.T) {
 	readme := readFile(t, "README.md")
