@@ -20,7 +20,7 @@ func (p *Proxy) checkHandshake(u *upgrade) *refusal {
 		return &refusal{reason: NotWebSocket, header: http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}}}
 	case len(upgrades) != 1 || !equalFold(upgrades[0], "websocket"):
 		return malformed("Upgrade names more than websocket")
-	case !r.ProtoAtLeast(1, 1):
+	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
 		return malformed("not HTTP/1.1")
 	case !hasToken(r.Header["Connection"], "upgrade"):
 		return malformed("Connection does not contain upgrade") // Firefox: "keep-alive, Upgrade"

@@ -89,6 +89,9 @@ func (p *policy) exceeded(until, now moment) bool {
 		p.wakeBy(p.meter.until)
 		return false
 	}
+	if c := &p.ends[client]; c.in.Inside() {
+		c.inClosed = true // the rest of the frame is not waited for: it may be all that there is
+	}
 	p.because(ClientRate, frame.CodePolicy)
 	p.closeWith(client, Closing{frame.CodePolicy, "message rate"}, now)
 	p.closeWith(upstream, Closing{frame.CodeGoingAway, ""}, now)

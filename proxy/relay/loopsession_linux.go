@@ -66,11 +66,11 @@ func (s *loopSession) read(from side) {
 	m, err := read(s.fds[from], buf[n:n+most])
 	switch {
 	case m > 0:
-		s.pass(from, buf[:n+m])
+		s.pass(from, buf[:n+m], bytes.Clone)
 	case m == 0 && err == nil:
 		s.policy.eof(from, s.loop.now)
 	case err == unix.EAGAIN || err == unix.EINTR:
-		s.pass(from, buf[:n]) // carries it on
+		s.pass(from, buf[:n], bytes.Clone) // carries it on
 	default:
 		s.policy.lost(from, s.loop.now)
 	}
@@ -78,7 +78,7 @@ func (s *loopSession) read(from side) {
 
 // pass shows bytes from one side to the policy and writes to the other what it
 // says. What the other does not take now, and what comes after it, is kept.
-func (s *loopSession) pass(from side, b []byte) {
+func (s *loopSession) pass(from side, b []byte, keep func([]byte) []byte) {
 	to := from.other()
 	for len(b) > 0 {
 		var out []byte
@@ -87,7 +87,7 @@ func (s *loopSession) pass(from side, b []byte) {
 		if len(b) > 0 {
 			s.insert(to)
 			if !s.flows(from) {
-				s.unread[from] = bytes.Clone(b)
+				s.unread[from] = keep(b)
 				return
 			}
 		}
@@ -103,7 +103,7 @@ func (s *loopSession) flows(from side) bool {
 func (s *loopSession) resume(from side) {
 	if b := s.unread[from]; len(b) > 0 && s.flows(from) {
 		s.unread[from] = nil
-		s.pass(from, b)
+		s.pass(from, b, func(b []byte) []byte { return b }) // it is the session's own already
 	}
 }
 

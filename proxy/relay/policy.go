@@ -122,9 +122,16 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 	limited := s == client && (p.perMessage > 0 || p.perByte > 0)
 	n := 0 // how much of b goes on; it stands at its start
 	for at := 0; at < len(b) && !from.inClosed; {
-		if limited && !p.admit(b[at:], now) {
-			rest = b[at:]
-			break
+		if limited {
+			if p.terminate && n > 0 || !p.admit(b[at:], now) {
+				// What came before it must be through the library first, or the
+				// client is to wait.
+				rest = b[at:]
+				break
+			}
+			if from.inClosed {
+				break
+			}
 		}
 		if !p.terminate && to.due() && !from.in.Inside() {
 			rest = b[at:]
@@ -161,7 +168,9 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 				from.traffic.Messages++
 				from.sliding = from.sliding && !from.forwarded
 			}
-			p.active = now
+			if part.Payload > 0 || part.Message {
+				p.active = now // empty fragments without end are none
+			}
 			pass = !to.shut()
 		}
 		if pass {
@@ -251,7 +260,9 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 		return false
 	}
 	if p.terminate {
-		to.enqueue(s.other(), part.Header.Opcode, payload)
+		if !to.wantClose {
+			to.enqueue(s.other(), part.Header.Opcode, payload)
+		}
 		return false
 	}
 	return true
@@ -296,7 +307,7 @@ func (p *policy) wants(s side) bool {
 // longer come. (The terminating library always finishes a frame.)
 func (p *policy) boundless(s side) bool {
 	o := &p.ends[s.other()]
-	return !p.terminate && p.inside(s) && (o.eof || o.gone)
+	return !p.terminate && p.inside(s) && (o.eof || o.gone || o.inClosed)
 }
 
 // insertion appends the frames that are to be written to side s now. It gives

@@ -453,3 +453,31 @@ func TestTerminateBoundsWaitingControlFrames(t *testing.T) {
 		s.wantLive()
 	})
 }
+
+// A frame without an end, of a client that is over its byte rate: the rest of it is not let through while a boundary is waited for.
+func TestByteRateEndsInsideAFrame(t *testing.T) {
+	r, err := New(Config{Mode: "passthrough", Engine: "stream", CloseTimeout: time.Second, LimitAction: "close", MessageByteRate: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p policy
+	p.start(r.rules, &r.plain, 0, 1)
+	header := frame.Header{Fin: true, Opcode: frame.Binary, Masked: true, Length: 1 << 40}.Append(nil)
+	passed := 0
+	for range 100 {
+		for rest := append(header, make([]byte, 10_000)...); len(rest) > 0; {
+			var out []byte
+			out, rest = p.receive(client, rest, 1)
+			passed += len(out)
+			p.written(upstream, 1)
+			p.insertion(upstream, nil, 1)
+		}
+		header = nil
+	}
+	if passed > 20_000 {
+		t.Errorf("%d bytes passed, want no more than were read before the limit was", passed)
+	}
+	if !p.takeFIN(upstream, 1) {
+		t.Error("the upstream is not shut")
+	}
+}
