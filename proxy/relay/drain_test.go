@@ -29,6 +29,7 @@ func (p *peer) answerClose() (name string, err error) {
 
 // Drain tells both sides of every session, spread over the time it is given.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	const sessions, spread = 10, 500 * time.Millisecond
 	eachEngine(t, func(t *testing.T, e engine) {
 		r := newRig(t, e, e.config())
@@ -146,6 +147,7 @@ func (p *peer) readSome() {
 // A peer that does not answer, or takes nothing, or never ends its frame, does
 // not hold a drain up for longer than CLOSE_TIMEOUT.
 func TestDrainIsNotHeldUp(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]func(*testSession){
 		"nobody answers": func(*testSession) {},
 		"frames without an end": func(s *testSession) {

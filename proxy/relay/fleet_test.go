@@ -24,6 +24,7 @@ import (
 // backend are processes of their own, as in life, and so that each has its own descriptors: the
 // relay has two to a session. Afterwards it must have as many, and as many goroutines, as before.
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	sessions := 500
 	if large {
 		sessions = 9000
@@ -202,8 +203,9 @@ func playRelay(engineName, backend string, orders <-chan string) error {
 		return err
 	}
 	fmt.Println("listening", l.Addr())
+	ours := goleak.IgnoreCurrent()
 	idle := func() {
-		goleak.Find() // waits for what is about to end
+		goleak.Find(ours) // waits for what is about to end
 		n, _ := descriptors()
 		fmt.Println("idle", n, "descriptors and", runtime.NumGoroutine(), "goroutines")
 	}

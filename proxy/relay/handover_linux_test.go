@@ -40,7 +40,7 @@ func TestNothingIsLeft(t *testing.T) {
 		goleak.Find() // of loops that linger from the last test
 		before, _ := descriptors()
 		r := newRig(t, e, e.config())
-		for range 5 {
+		for range 3 {
 			for _, end := range ends {
 				end(r.open())
 			}
@@ -82,7 +82,7 @@ func TestLoopIgnoresDeadlines(t *testing.T) {
 // for, it costs no CPU. A peer that resets its connection meanwhile once woke a loop
 // 180,000 times in 0.2 s.
 func TestWaitingSessionSleeps(t *testing.T) {
-	const pause = 400 * time.Millisecond
+	const pause = 300 * time.Millisecond
 	throttled := func(c *Config) {
 		c.MessageRate, c.MessageBurst, c.LimitAction = 1/pause.Seconds(), 1, "throttle"
 	}
@@ -124,7 +124,6 @@ func TestWaitingSessionSleeps(t *testing.T) {
 			s.ended()
 		}},
 		"for bytes to be taken, and the sender resets": {closing, func(s *testSession) {
-			s.upstream.tcp.SetReadBuffer(16 << 10)
 			flooded := make(chan struct{})
 			go func() {
 				flood(s.client, appendBulk(nil, frame.Client, frame.Header{Fin: true, Opcode: frame.Binary}, pattern(0, patternMax)))

@@ -93,6 +93,7 @@ func TestRateClosesSession(t *testing.T) {
 
 // A frame without an end is no way around the byte rate.
 func TestByteRateInsideFrame(t *testing.T) {
+	t.Parallel()
 	endless := frame.Header{Fin: true, Opcode: frame.Binary, Masked: true, Length: 1 << 40}
 	t.Run("close", func(t *testing.T) {
 		eachEngine(t, func(t *testing.T, e engine) {
@@ -143,6 +144,7 @@ func TestByteRateInsideFrame(t *testing.T) {
 // the rate is about what it should be. It is bounded generously from above,
 // where a slow machine is not at fault.
 func TestThrottle(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		limit          func(*Config)
 		messages, size int
@@ -216,6 +218,7 @@ func TestThrottle(t *testing.T) {
 // A client that is being throttled is heard at once when the session ends: its answer to a Close frame
 // must not wait for its rate.
 func TestThrottledSessionEnds(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(*rig, *testSession){
 		"by a drain": func(r *rig, s *testSession) {
 			r.Drain(t.Context(), 0)

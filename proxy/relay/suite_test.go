@@ -139,7 +139,8 @@ func (r *rig) openWith(h Handover) *testSession {
 	return s
 }
 
-// connect makes the connections of a session.
+// connect makes the connections of a session. The kernel's buffers are small, so that a
+// peer that does not read is felt before megabytes have gone.
 func (r *rig) connect() *testSession {
 	r.t.Helper()
 	var client net.Conn
@@ -154,6 +155,10 @@ func (r *rig) connect() *testSession {
 	}
 	s.client = newPeer(r.t, frame.Client, client, dialed)
 	far, near := tcpPair(r.t)
+	for _, c := range []*net.TCPConn{dialed, accepted, near, far} {
+		c.SetReadBuffer(64 << 10)
+		c.SetWriteBuffer(64 << 10)
+	}
 	s.upstream, s.ends[1] = newPeer(r.t, frame.Server, far, far), near
 	return s
 }
@@ -186,6 +191,15 @@ func (s *testSession) ended() End {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.results[0]
+}
+
+func (s *testSession) isOver() bool {
+	select {
+	case <-s.over:
+		return true
+	default:
+		return false
+	}
 }
 
 // wantEnd waits for the end of the session and compares all but how long it took.

@@ -57,6 +57,7 @@ func wantNext(t *testing.T, names <-chan string, want ...string) {
 // Our pings and their pongs stay between us and the peer that is pinged; those
 // of the application pass.
 func TestPongsToOurPingsAreSwallowed(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, e engine) {
 		c := e.config()
 		c.PingInterval = 50 * time.Millisecond
@@ -97,6 +98,7 @@ func TestPongsToOurPingsAreSwallowed(t *testing.T) {
 // A side that answers no ping is given up after PONG_TIMEOUT, even while
 // the other speaks to it without a pause, or pings it itself.
 func TestSilentPeer(t *testing.T) {
+	t.Parallel()
 	const interval, timeout = 50 * time.Millisecond, 150 * time.Millisecond
 	for name, meanwhile := range map[string]func(other *peer){
 		"and the other as well": func(*peer) {},
@@ -150,13 +152,14 @@ func TestSilentPeer(t *testing.T) {
 
 // A side that says anything at all is alive.
 func TestBusyPeerIsNotPinged(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, e engine) {
 		c := e.config()
 		c.PingInterval, c.PongTimeout = 300*time.Millisecond, 100*time.Millisecond
 		s := newRig(t, e, c).open()
 		atUpstream := s.upstream.reads()
 		began := time.Now()
-		for time.Since(began) < time.Second { // the client reads nothing, and so answers nothing
+		for time.Since(began) < 2*c.PingInterval { // the client reads nothing, and so answers nothing
 			s.client.send(frame.Text, "busy")
 			wantNext(t, atUpstream, "text busy")
 		}
@@ -184,6 +187,7 @@ func (s *testSession) hangUpReading(atUpstream <-chan string) {
 // IDLE_TIMEOUT is about messages: heartbeats, ours and the application's, do
 // not keep a session open.
 func TestIdleTimeout(t *testing.T) {
+	t.Parallel()
 	const idle = 300 * time.Millisecond
 	eachEngine(t, func(t *testing.T, e engine) {
 		c := e.config()
@@ -206,6 +210,7 @@ func TestIdleTimeout(t *testing.T) {
 // SESSION_MAX is final: for an idle session, for a busy one, and for one whose client has
 // shut its direction and listens on.
 func TestSessionMax(t *testing.T) {
+	t.Parallel()
 	const limit = 300 * time.Millisecond
 	const told = "close 1001 session limit"
 	for name, meanwhile := range map[string]func(*testSession){
@@ -282,6 +287,7 @@ func (c *slowReturn) Write(b []byte) (int, error) {
 // A pong can be here before the write of its ping returns. It was taken for
 // none, and a healthy client was closed for its silence.
 func TestPongBeforePingIsWritten(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"passthrough", "terminate"} {
 		t.Run(mode, func(t *testing.T) {
 			e := engine{mode: mode, engine: "auto"}

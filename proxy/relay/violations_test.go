@@ -235,10 +235,7 @@ func TestHostileNeighbour(t *testing.T) {
 			go sessions[i].upstream.echo()
 		}
 		for _, h := range hostile {
-			s := r.open()
-			s.client.tcp.SetReadBuffer(16 << 10) // and so it stalls the sooner
-			s.upstream.tcp.SetReadBuffer(16 << 10)
-			h.act(s)
+			h.act(r.open())
 			echoed := make(chan error, others)
 			for _, s := range sessions {
 				go func() { echoed <- exchange(s.client, messages) }()
