@@ -16,7 +16,7 @@
 //	            connections
 //	carries     frames as they are              frames as they are         whole messages, framed anew
 //	per session no goroutine, stack or buffer   two goroutines, 2 x 1 KiB  three goroutines, the library's buffers
-//	idle, about 1.5 KiB                         10 to 15 KiB               30 KiB
+//	idle, about 1.6 KiB                         10 to 15 KiB               30 KiB
 //	files       loop_linux.go, wheel.go         stream.go                  terminate.go, on stream.go
 //
 // # The event loop
