@@ -194,7 +194,7 @@ func TestDescriptorExhaustion(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		// A hand-over to a loop that runs takes two descriptors for a moment, and
 		// to one that does not two more that stay.
-		for spare := range 6 {
+		for spare := range 5 {
 			for _, running := range []bool{false, true} {
 				r := newRig(t, e, e.config())
 				var before *testSession

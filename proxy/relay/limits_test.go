@@ -152,7 +152,7 @@ func TestThrottle(t *testing.T) {
 	}{
 		"messages": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 100, 50 },
-			100, 10, 400 * time.Millisecond, 8 * time.Second,
+			80, 10, 200 * time.Millisecond, 8 * time.Second,
 		},
 		// A loop's clock ticks twenty times a second.
 		"messages faster than the clock ticks": {
@@ -161,11 +161,11 @@ func TestThrottle(t *testing.T) {
 		},
 		"bytes in small messages": {
 			func(c *Config) { c.MessageByteRate = 100_000 },
-			1500, 100, 400 * time.Millisecond, 8 * time.Second,
+			1300, 100, 200 * time.Millisecond, 8 * time.Second,
 		},
 		"bytes in large messages": {
 			func(c *Config) { c.MessageByteRate = 1_000_000 },
-			15, 100_000, 400 * time.Millisecond, 8 * time.Second,
+			13, 100_000, 200 * time.Millisecond, 8 * time.Second,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"flag"
 	"math/big"
 	"net"
 	"os"
@@ -27,6 +28,7 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVariable); role != "" {
 		os.Exit(playRole(role)) // a process of TestFleet
 	}
+	flag.Set("test.parallel", "8") // those that are parallel wait for clocks, not for processors
 	goleak.VerifyTestMain(descriptorLeaks{m})
 }
 
@@ -191,15 +193,6 @@ func (s *testSession) ended() End {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.results[0]
-}
-
-func (s *testSession) isOver() bool {
-	select {
-	case <-s.over:
-		return true
-	default:
-		return false
-	}
 }
 
 // wantEnd waits for the end of the session and compares all but how long it took.
