@@ -85,7 +85,9 @@ func TestPingsUnderLoad(t *testing.T) {
 		for _, pair := range [][2]*peer{{s.client, s.upstream}, {s.upstream, s.client}} {
 			busy, quiet := pair[0], pair[1]
 			stop, stopped := make(chan struct{}), make(chan error, 1)
-			go func() { stopped <- busy.load(stop, appendBulk(nil, busy.role, frame.Header{Fin: true, Opcode: frame.Text}, nil)) }()
+			go func() {
+				stopped <- busy.load(stop, appendBulk(nil, busy.role, frame.Header{Fin: true, Opcode: frame.Text}, nil))
+			}()
 			enough := sync.OnceFunc(func() { close(stop) })
 			last, err := quiet.compare(func(n int, _ int64) {
 				if n == pings {
