@@ -141,6 +141,8 @@ var scanTests = []struct {
 		"frame 1 of 1, message, frame 1 of 1, frame 0 of 0, message, frame 2 of 1, message, 0 left"},
 	{"control frames do not count", Rules{MaxMessage: 1}, "01 01 78 89 05 48656c6c6f 80 00",
 		"frame 1 of 1, control 9 Hello, frame 0 of 0, message, 0 left"},
+	{"control frames do not begin the count again", Rules{MaxMessage: 1}, "01 01 78 89 00 80 01 79",
+		"frame 1 of 1, control 9 , 3 left: " + string(ErrTooBig)},
 	{"too big is told by the header alone", Rules{MaxMessage: 1 << 20}, "82 7f 0000000000100001",
 		"10 left: " + string(ErrTooBig)},
 }
@@ -360,7 +362,7 @@ func reference(wire []byte, rules *Rules) (tr trace) {
 			}
 		}
 		data, control := h.Opcode <= 2, h.Opcode >= 8 && h.Opcode <= 10
-		if h.Opcode != Continuation {
+		if data && h.Opcode != Continuation {
 			size = 0
 		}
 		rsv := rules.FrameRSV
