@@ -47,10 +47,10 @@ func (p *policy) cut(now moment) {
 // to which no such boundary comes, or that does not take it, is cut.
 func (p *policy) closeWith(s side, c Closing, now moment) {
 	e := &p.ends[s]
-	if e.shut() || e.wantClose {
+	if e.shut() || e.closing != nil {
 		return
 	}
-	e.closing, e.wantClose, e.wantPing = c, true, false
+	e.closing, e.wantPing = &c, false
 	e.sliding = false
 	p.stopBy(s, now+p.closeTimeout)
 }
@@ -101,7 +101,7 @@ func (p *policy) eof(s side, now moment) {
 	case e.inClosed:
 	case s == upstream:
 		p.loseUpstream(now)
-	case !o.shut() && !o.wantClose:
+	case !o.shut() && o.closing == nil:
 		// The client may still listen, so what the upstream has to say goes on.
 		p.because(ClientGone, frame.CodeAbnormal)
 		o.wantFIN, o.sliding = true, true
@@ -126,7 +126,7 @@ func (p *policy) deafened(s side, now moment) {
 		return
 	}
 	p.listen(s, now)
-	e.wantPing, e.wantClose = false, false
+	e.wantPing, e.closing = false, nil
 	e.outClosed, e.flushed, e.finSent = true, true, true
 	e.sliding = false
 	p.stopBy(s, now+p.closeTimeout)
@@ -162,7 +162,7 @@ func (p *policy) leave(s side, now moment) {
 	p.listen(s, now)
 	e.gone = true
 	o.sliding = false
-	if o.shut() || o.wantClose {
+	if o.shut() || o.closing != nil {
 		return
 	}
 	o.wantFIN = true

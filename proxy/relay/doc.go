@@ -4,7 +4,7 @@
 // # The policy and the engines
 //
 // What a session does is decided in one place, without I/O: policy
-// (policy.go, heartbeat.go, closing.go, limits.go) follows the frames of both
+// (policy.go, heartbeat.go, delivery.go, closing.go, limits.go) follows the frames of both
 // directions with a scanner of package frame, counts and limits messages, keeps the
 // heartbeat, and says which bytes go on, which frames of our own are due and
 // when a connection is to be shut or closed. What moves the bytes is an engine, and

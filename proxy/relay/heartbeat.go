@@ -17,6 +17,7 @@ func (p *policy) heard(s side, now moment) {
 	// that it has been.
 	e.deadline, e.frozen, e.appPing = 0, 0, 0
 	e.pinging, e.wantPing = false, false
+	e.target, e.delivered = 0, false
 	if e.sliding {
 		e.cutAt = now + p.closeTimeout
 	}
@@ -29,14 +30,19 @@ func (p *policy) heartbeat(s side, now moment) {
 	if p.pingInterval > 0 && e.unsent {
 		// To a side that takes nothing no ping can be written. It has as long
 		// as it would have to answer one.
-		stuck := e.taken + p.pingInterval + p.pongTimeout
-		if now >= stuck {
+		patience := p.pingInterval + p.pongTimeout
+		if now >= e.taken+patience {
+			// The socket has room again only when much of what it holds is gone.
+			p.look(s, now)
+			e.taken = max(e.taken, e.moved)
+		}
+		if now >= e.taken+patience {
 			p.silent(s, now)
 			return
 		}
-		p.wakeBy(stuck)
+		p.wakeBy(e.taken + patience)
 	}
-	if p.pingInterval == 0 || e.eof || e.inClosed || e.wantClose || e.shut() {
+	if p.pingInterval == 0 || e.eof || e.inClosed || e.closing != nil || e.shut() {
 		return
 	}
 	switch {
@@ -44,7 +50,7 @@ func (p *policy) heartbeat(s side, now moment) {
 		// We do not listen, or our ping is not out: silence means nothing yet.
 		p.wakeBy(now + p.pingInterval)
 	case e.deadline != 0:
-		if now >= e.deadline {
+		if now >= e.deadline && !p.reprieve(s, now) {
 			p.silent(s, now)
 			return
 		}

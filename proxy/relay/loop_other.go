@@ -2,6 +2,8 @@
 
 package relay
 
+import "net"
+
 const haveLoops = false
 
 // loops are for Linux alone: elsewhere every session is relayed on the stream engine.
@@ -17,3 +19,6 @@ func newLoopSession(*Relay, Handover) *loopSession { return nil }
 
 func (*loopSession) Close(Reason, Closing) {}
 func (*loopSession) cut()                  {}
+
+// deliveryOf cannot tell here.
+func deliveryOf(net.Conn) (d delivery, ok bool) { return d, false }

@@ -27,7 +27,7 @@ type loopSession struct {
 func newLoopSession(r *Relay, h Handover) *loopSession {
 	s := &loopSession{relay: r, ended: h.Ended}
 	s.unread = [2][]byte{h.ClientEarly, h.UpstreamEarly}
-	s.policy.start(r.rules, r.scanRules(h.Extensions), rand.Uint64(), now())
+	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
 	return s
 }
 
@@ -232,6 +232,8 @@ func (s *loopSession) finish() {
 		s.relay.forget(s)
 	}()
 }
+
+func (s *loopSession) delivery(to side) (delivery, bool) { return deliveryOn(int(s.fds[to])) }
 
 func (s *loopSession) tick() {
 	s.policy.tick(s.loop.now)

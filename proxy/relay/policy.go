@@ -48,6 +48,7 @@ type policy struct {
 	started moment
 	active  moment // when a data frame's bytes last came, from either side
 	meter   meter  // of what the client may send
+	kernel  kernel // asked before a peer is given up; nil: nobody is
 	nonce   uint64 // our pings carry nonce+1, nonce+2, ...
 	reason  Reason // why the session ends; empty while it does not
 	code    int
@@ -57,11 +58,10 @@ type policy struct {
 // it (out).
 type end struct {
 	in      frame.Scanner
-	out     *frame.Scanner // terminating only: there, what goes out is not what came in at the other side
-	carry   []byte         // an incomplete header or control frame, until the rest of it comes
-	queue   []byte         // terminating only: control frames of the other side, to be sent on
-	traffic Traffic        // what the peer has sent
-	heard   moment         // when bytes last came, or when we began to listen again
+	out     *outgoing // terminating only
+	carry   []byte    // an incomplete header or control frame, until the rest of it comes
+	traffic Traffic   // what the peer has sent
+	heard   moment    // when bytes last came, or when we began to listen again
 
 	// Heartbeat.
 	pings    uint64 // how many of ours went out
@@ -71,30 +71,42 @@ type end struct {
 	frozen   moment // what was left until then, while we do not listen
 	appPing  moment // when the first ping of the other side since the last byte passed; 0: none has
 
+	// What the kernel told when the peer was about to be given up; see look.
+	acked     uint64 // bytes that it had acknowledged
+	moved     moment // when it last acknowledged any
+	target    uint64 // with how many our ping has been delivered; 0: not asked since the last byte
+	delivered bool   // it has been
+
 	// The end.
-	closing   Closing // the Close frame that is due at the next boundary
-	wantClose bool
-	outClosed bool   // a Close frame has been handed out: nothing more is, RFC 6455 section 5.5.1
-	flushed   bool   // and written
-	forwarded bool   // it was the other side's own
-	inClosed  bool   // the peer has sent its Close frame, or broken the framing: nothing more of it is read
-	unsent    bool   // bytes handed out for this side have not all been written
-	since     moment // when they were handed out
-	taken     moment // when the peer last took any of them
-	wantFIN   bool   // our direction is to be shut once all has been written
-	finSent   bool   //
-	eof       bool   // the peer has shut its direction
-	gone      bool   // the connection is to be closed, or was
-	cutAt     moment // when it is cut if nothing comes of it; 0: never
-	sliding   bool   // every byte from the peer moves that back
+	closing   *Closing // the Close frame that is due at the next boundary; nil: none
+	outClosed bool     // a Close frame has been handed out: nothing more is, RFC 6455 section 5.5.1
+	flushed   bool     // and written
+	forwarded bool     // it was the other side's own
+	inClosed  bool     // the peer has sent its Close frame, or broken the framing: nothing more of it is read
+	unsent    bool     // bytes handed out for this side have not all been written
+	since     moment   // when they were handed out
+	taken     moment   // when the peer last took any of them
+	wantFIN   bool     // our direction is to be shut once all has been written
+	finSent   bool     //
+	eof       bool     // the peer has shut its direction
+	gone      bool     // the connection is to be closed, or was
+	cutAt     moment   // when it is cut if nothing comes of it; 0: never
+	sliding   bool     // every byte from the peer moves that back
 }
 
-func (p *policy) start(r *rules, scan *[2]frame.Rules, nonce uint64, now moment) {
-	*p = policy{rules: r, scan: scan, nonce: nonce, started: now, active: now, wake: never}
+// outgoing follows what goes out to a side when terminating: not what came in
+// at the other.
+type outgoing struct {
+	frame.Scanner
+	queue []byte // control frames of the other side, to be sent on
+}
+
+func (p *policy) start(r *rules, scan *[2]frame.Rules, k kernel, nonce uint64, now moment) {
+	*p = policy{rules: r, scan: scan, kernel: k, nonce: nonce, started: now, active: now, wake: never}
 	for s := range p.ends {
 		p.ends[s].heard = now
 		if r.terminate {
-			p.ends[s].out = new(frame.Scanner)
+			p.ends[s].out = new(outgoing)
 		}
 	}
 	p.tick(now)
@@ -260,8 +272,8 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 		return false
 	}
 	if p.terminate {
-		if !to.wantClose {
-			to.enqueue(s.other(), part.Header.Opcode, payload)
+		if to.closing == nil {
+			to.out.enqueue(s.other(), part.Header.Opcode, payload)
 		}
 		return false
 	}
@@ -274,9 +286,9 @@ const maxQueue = 8 * frame.MaxControl
 // enqueue keeps a control frame for the next boundary. When the queue is full
 // the frame is dropped: a peer that floods another with pings is owed no answer to
 // each (RFC 6455, section 5.5.3).
-func (e *end) enqueue(s side, op frame.Opcode, payload []byte) {
-	if len(e.queue) < maxQueue {
-		e.queue = frame.AppendControl(e.queue, s.speaks(), op, payload)
+func (o *outgoing) enqueue(s side, op frame.Opcode, payload []byte) {
+	if len(o.queue) < maxQueue {
+		o.queue = frame.AppendControl(o.queue, s.speaks(), op, payload)
 	}
 }
 
@@ -285,7 +297,7 @@ func (e *end) shut() bool { return e.outClosed || e.wantFIN || e.gone }
 
 // due reports whether a frame waits for the next boundary towards this side.
 func (e *end) due() bool {
-	return (e.wantPing || e.wantClose || len(e.queue) > 0) && !e.shut()
+	return (e.wantPing || e.closing != nil || e.out != nil && len(e.out.queue) > 0) && !e.shut()
 }
 
 // inside reports whether what was handed out for side s ends inside a frame.
@@ -318,22 +330,24 @@ func (p *policy) insertion(s side, b []byte, now moment) []byte {
 		return b
 	}
 	if p.boundless(s) {
-		e.wantPing, e.wantClose, e.wantFIN = false, false, true
+		e.wantPing, e.closing, e.wantFIN = false, nil, true
 		return b
 	}
 	if p.inside(s) {
 		return b
 	}
 	before := len(b)
-	b = append(b, e.queue...)
-	e.queue = nil
-	if e.wantPing && !e.wantClose {
+	if e.out != nil {
+		b = append(b, e.out.queue...)
+		e.out.queue = nil
+	}
+	if e.wantPing && e.closing == nil {
 		b = p.appendPing(s, b)
 	}
 	e.wantPing = false
-	if e.wantClose {
+	if e.closing != nil {
 		b = frame.AppendControl(b, s.speaks(), frame.Close, frame.ClosePayload(e.closing.Code, e.closing.Reason))
-		e.wantClose, e.outClosed = false, true
+		e.closing, e.outClosed = nil, true
 	}
 	if len(b) > before {
 		p.handedOut(s, now)

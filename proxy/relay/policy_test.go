@@ -447,7 +447,7 @@ func TestTerminateBoundsWaitingControlFrames(t *testing.T) {
 		for range 1000 {
 			s.send(from, flood)
 		}
-		if n := len(s.policy.ends[from.other()].queue); n > maxQueue+frame.MaxControl {
+		if n := len(s.policy.ends[from.other()].out.queue); n > maxQueue+frame.MaxControl {
 			t.Errorf("%d bytes wait", n)
 		}
 		s.wantLive()
@@ -461,7 +461,7 @@ func TestByteRateEndsInsideAFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	var p policy
-	p.start(r.rules, &r.plain, 0, 1)
+	p.start(r.rules, &r.plain, nil, 0, 1)
 	header := frame.Header{Fin: true, Opcode: frame.Binary, Masked: true, Length: 1 << 40}.Append(nil)
 	passed := 0
 	for range 100 {

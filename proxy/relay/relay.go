@@ -26,7 +26,8 @@ type Config struct {
 	// PingInterval is how long either side may be silent before it is pinged.
 	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s"`
 	// PongTimeout is how long a pinged side may stay silent before it is
-	// given up. It must be positive where PingInterval is.
+	// given up, counted from when the ping was delivered where the kernel can
+	// tell (Linux). It must be positive where PingInterval is.
 	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s"`
 	// IdleTimeout ends a session in which neither side has sent any part of
 	// a message for that long; pings and pongs do not count.

@@ -29,6 +29,10 @@ type scriptPeer struct {
 	pending  []byte    // handed out and not taken
 	consumed []byte    // what the policy has taken of what it sent
 
+	// What the kernel tells of the bytes on their way to it.
+	acked, queued uint64
+	ackedAt       moment // 0: it cannot tell
+
 	wire   []byte   // taken and not yet a whole frame
 	raw    []byte   // every frame taken that was not ours, as it was on the wire
 	seen   []string // what it got since the last want
@@ -69,7 +73,7 @@ func newScriptWith(t testing.TB, c Config, extensions string) *script {
 		t.Fatal(err)
 	}
 	s := &script{t: t, clock: time.Hour}
-	s.policy.start(r.rules, r.scanRules(extensions), scriptNonce, s.clock)
+	s.policy.start(r.rules, r.scanRules(extensions), s, scriptNonce, s.clock)
 	return s
 }
 
@@ -141,6 +145,17 @@ func (s *script) unblock(to side) {
 		s.libraryWrites(to, nil)
 	}
 	s.run()
+}
+
+// onTheWay has the kernel tell how many bytes a peer has acknowledged, the last of them now, and how many are queued for it.
+func (s *script) onTheWay(to side, acked, queued uint64) {
+	p := &s.peers[to]
+	p.acked, p.queued, p.ackedAt = acked, queued, s.clock
+}
+
+func (s *script) delivery(to side) (delivery, bool) {
+	p := &s.peers[to]
+	return delivery{p.acked, p.queued, s.clock - p.ackedAt}, p.ackedAt != 0
 }
 
 // wait lets time pass.
@@ -418,7 +433,7 @@ func (s *script) checkWake() {
 	early := s.policy
 	early.tick(at)
 	for to := range side(2) {
-		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.ends[to].wantClose != s.policy.ends[to].wantClose {
+		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.ends[to].closing != s.policy.ends[to].closing {
 			s.t.Fatalf("something is due for %v by %v after now, and wake is %v after now", to, at-s.clock, s.policy.wake-s.clock)
 		}
 	}

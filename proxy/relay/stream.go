@@ -38,7 +38,7 @@ type stream struct {
 
 func newStream(r *Relay, h Handover) *stream {
 	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
-	s.policy.start(r.rules, r.scanRules(h.Extensions), rand.Uint64(), now())
+	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
 	s.armed = never
 	s.thawed.L = &s.mu
 	s.timer = time.AfterFunc(time.Duration(never), s.tick)
@@ -218,6 +218,8 @@ func (s *stream) closeGone(to side) bool {
 	}
 	return true
 }
+
+func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[to]) }
 
 func (s *stream) tick() {
 	s.mu.Lock()

@@ -63,10 +63,11 @@ func eachEngine(t *testing.T, test func(*testing.T, engine)) {
 // rig is a relay under test and the sessions that it was given.
 type rig struct {
 	*Relay
-	t        testing.TB
-	engine   engine
-	sessions []*testSession
-	wrap     func(net.Conn) net.Conn // if set, what the relay sees of the client's connection
+	t         testing.TB
+	engine    engine
+	sessions  []*testSession
+	autotuned bool                    // leave the kernel's buffers as they are
+	wrap      func(net.Conn) net.Conn // if set, what the relay sees of the client's connection
 }
 
 // config is what the tests start from: nothing that is not asked for happens
@@ -157,9 +158,11 @@ func (r *rig) connect() *testSession {
 	}
 	s.client = newPeer(r.t, frame.Client, client, dialed)
 	far, near := tcpPair(r.t)
-	for _, c := range []*net.TCPConn{dialed, accepted, near, far} {
-		c.SetReadBuffer(64 << 10)
-		c.SetWriteBuffer(64 << 10)
+	if !r.autotuned {
+		for _, c := range []*net.TCPConn{dialed, accepted, near, far} {
+			c.SetReadBuffer(64 << 10)
+			c.SetWriteBuffer(64 << 10)
+		}
 	}
 	s.upstream, s.ends[1] = newPeer(r.t, frame.Server, far, far), near
 	return s
