@@ -17,8 +17,10 @@ type loopSession struct {
 	policy   policy
 	timer    timer
 	fds      [2]int32
-	interest [2]uint32 // what epoll watches for; 0: it does not know the descriptor
 	slot     int32
+	readable [2]bool // there may be something to read from that side
+	over     [2]bool // and no more comes after it: reading goes on to the end
+	again    bool    // it is in the loop's list of those to be read again
 	closed   [2]bool
 	pending  [2][]byte // handed out for that side, which would not take it yet
 	unread   [2][]byte // read from that side, and not yet shown to the policy
@@ -34,42 +36,73 @@ func newLoopSession(r *Relay, h Handover) *loopSession {
 // begin is the first that the loop does for a session.
 func (s *loopSession) begin() {
 	s.loop.place(s)
-	for from := range side(2) {
-		s.resume(from)
+	for on := range side(2) {
+		s.watch(on)
+		s.resume(on)
 	}
 	s.settle()
 }
 
-// ready does what epoll says can be done for a side. The flags for errors and
-// hang-ups cannot be masked, so they count as whatever is watched for; the
-// call that follows finds out what they mean.
-func (s *loopSession) ready(on side, events uint32) {
-	const trouble = unix.EPOLLERR | unix.EPOLLHUP
-	events &= s.interest[on] | trouble
-	if events&trouble != 0 {
-		events |= s.interest[on]
+// watch has epoll tell of everything that comes to pass on a side, once.
+func (s *loopSession) watch(on side) {
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: s.slot, Pad: int32(on)}
+	if unix.EpollCtl(s.loop.epoll, unix.EPOLL_CTL_ADD, int(s.fds[on]), &event) != nil {
+		s.policy.lost(on, s.loop.now) // ENOMEM or ENOSPC: a side that cannot be watched is lost
 	}
-	if events&unix.EPOLLOUT != 0 {
+}
+
+// ready does what epoll says can be done for a side. What errors and hang-ups
+// mean is found out by the call that follows.
+func (s *loopSession) ready(on side, events uint32) {
+	const over = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	if events&over != 0 {
+		s.over[on] = true
+	}
+	if events&(unix.EPOLLIN|over) != 0 {
+		s.readable[on] = true
+	}
+	if events&(unix.EPOLLOUT|over) != 0 && len(s.pending[on]) > 0 {
 		s.flush(on)
 	}
-	if events&unix.EPOLLIN != 0 {
+	if s.mayRead(on) {
 		s.read(on)
 	}
 	s.settle()
 }
 
-// read reads a side once.
+// mayRead reports whether a side is to be read now.
+func (s *loopSession) mayRead(from side) bool {
+	return s.readable[from] && !s.policy.ends[from].eof && !s.closed[from] && len(s.unread[from]) == 0 && s.flows(from)
+}
+
+// readAgain reads what was left for later.
+func (s *loopSession) readAgain() {
+	s.again = false
+	for from := range side(2) {
+		if s.mayRead(from) {
+			s.read(from)
+		}
+	}
+	s.settle()
+}
+
+// read reads a side once. Where that did not fill the buffer there was no more,
+// and epoll tells of what comes.
 func (s *loopSession) read(from side) {
 	buf := s.loop.buf
 	n := s.policy.carried(from, buf)
 	most := min(s.policy.allowance(from, s.loop.now), len(buf)-n)
 	m, err := read(s.fds[from], buf[n:n+most])
+	if m < most && !s.over[from] {
+		s.readable[from] = false
+	}
 	switch {
 	case m > 0:
 		s.pass(from, buf[:n+m], bytes.Clone)
 	case m == 0 && err == nil:
 		s.policy.eof(from, s.loop.now)
-	case err == unix.EAGAIN || err == unix.EINTR:
+	case err == unix.EAGAIN:
+		s.readable[from] = false
 		s.pass(from, buf[:n], bytes.Clone) // carries it on
 	default:
 		s.policy.lost(from, s.loop.now)
@@ -116,7 +149,7 @@ func (s *loopSession) write(to side, b []byte) {
 	switch {
 	case n == len(b):
 		s.policy.written(to, s.loop.now)
-	case err == nil || err == unix.EAGAIN || err == unix.EINTR:
+	case err == nil || err == unix.EAGAIN:
 		s.pending[to] = bytes.Clone(b[n:])
 	default:
 		s.pending[to] = nil
@@ -132,7 +165,7 @@ func (s *loopSession) flush(to side) {
 	case n == len(b):
 		s.pending[to] = nil
 		s.policy.written(to, s.loop.now)
-	case err == nil || err == unix.EAGAIN || err == unix.EINTR:
+	case err == nil || err == unix.EAGAIN:
 		s.pending[to] = b[n:]
 		s.policy.progress(to, s.loop.now)
 		return
@@ -162,8 +195,10 @@ func (s *loopSession) settle() {
 		s.finish()
 		return
 	}
-	s.watch(client)
-	s.watch(upstream)
+	if !s.again && (s.mayRead(client) || s.mayRead(upstream)) {
+		s.again = true
+		s.loop.again = append(s.loop.again, s)
+	}
 	if s.policy.wake < s.timer.at || !s.timer.set && s.policy.wake != never {
 		s.loop.wheel.set(s, s.policy.wake)
 	}
@@ -173,9 +208,8 @@ func (s *loopSession) serve(to side) {
 	if s.policy.ends[to].gone {
 		if !s.closed[to] {
 			s.closed[to] = true
-			s.interest[to] = 0 // closing takes it out of epoll: there is no other duplicate
 			s.pending[to], s.unread[to] = nil, nil
-			unix.Close(int(s.fds[to]))
+			unix.Close(int(s.fds[to])) // which takes it out of epoll: there is no other duplicate
 		}
 		return
 	}
@@ -183,41 +217,6 @@ func (s *loopSession) serve(to side) {
 	if s.policy.takeFIN(to, s.loop.now) {
 		unix.Shutdown(int(s.fds[to]), unix.SHUT_WR) // where that fails the peer is gone, as reading will tell
 	}
-}
-
-// watch tells epoll what a side is watched for. A side from which nothing is
-// to be read leaves epoll altogether, for a peer that resets its connection
-// would otherwise wake the loop for ever.
-func (s *loopSession) watch(on side) {
-	if s.closed[on] {
-		return
-	}
-	var want uint32
-	if !s.policy.ends[on].eof && s.flows(on) && len(s.unread[on]) == 0 {
-		want |= unix.EPOLLIN
-	}
-	if len(s.pending[on]) > 0 {
-		want |= unix.EPOLLOUT
-	}
-	had := s.interest[on]
-	if want == had {
-		return
-	}
-	op := unix.EPOLL_CTL_MOD
-	switch {
-	case had == 0:
-		op = unix.EPOLL_CTL_ADD
-	case want == 0:
-		op = unix.EPOLL_CTL_DEL
-	}
-	event := unix.EpollEvent{Events: want, Fd: s.slot, Pad: int32(on)}
-	if unix.EpollCtl(s.loop.epoll, op, int(s.fds[on]), &event) != nil {
-		// ENOMEM or ENOSPC: a side that cannot be watched is lost.
-		s.policy.lost(on, s.loop.now)
-		s.serve(on)
-		return
-	}
-	s.interest[on] = want
 }
 
 // finish ends the session: both connections are closed.
