@@ -77,6 +77,8 @@ func isOurs(name string, trusted bool) bool {
 		return true
 	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host":
 		return true
+	case "X-Forwarded", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip":
+		return !trusted || folded != name // the client's address, as the networks in front say it
 	case "X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host":
 		return true // some frameworks route by them, past PATHS and past what mode forward was shown
 	case "Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Accept":

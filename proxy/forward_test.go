@@ -25,6 +25,12 @@ func TestForwardedHeaders(t *testing.T) {
 			map[string]string{
 				"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "gate.example", "X-Forwarded-Prefix": "",
 			}},
+		{"a stranger's words for its address", stranger, false,
+			[]string{"CF-Connecting-IP: 6.6.6.6", "True-Client-IP: 6.6.6.6", "X-Client-IP: 6.6.6.6", "X-Forwarded: for=6.6.6.6"},
+			map[string]string{"Cf-Connecting-Ip": "", "True-Client-Ip": "", "X-Client-Ip": "", "X-Forwarded": ""}},
+		{"those of a network in front", trusted, false,
+			[]string{"CF-Connecting-IP: 198.51.100.7", "CF_Connecting_IP: 6.6.6.6"},
+			map[string]string{"Cf-Connecting-Ip": "198.51.100.7", "Cf_connecting_ip": ""}},
 		{"a trusted proxy's words", trusted, false,
 			[]string{
 				"X-Forwarded-For: 6.6.6.6, 198.51.100.7", "X-Forwarded-For: 10.0.0.2", "X-Forwarded-Proto: https", "X-Forwarded-Host: app.example:8443",

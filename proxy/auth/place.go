@@ -112,8 +112,14 @@ func (p headerPlace) find(r *http.Request, c Credential) (Credential, error) {
 	return c, nil
 }
 
+// strip also removes what a server behind might take for the header.
 func (p headerPlace) strip(rawQuery string, h http.Header) string {
 	key := string(p)
+	for name := range h {
+		if name != key && sameHeader(name, key) {
+			delete(h, name)
+		}
+	}
 	if values := h[key]; len(values) > 0 {
 		replace(h, key, slices.DeleteFunc(slices.Clone(values), func(value string) bool {
 			_, ours := p.token(value)

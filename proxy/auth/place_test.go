@@ -76,6 +76,8 @@ var headerTests = []placeTest{
 	{name: "two lines, two tokens", lines: []string{"Authorization: Bearer secret", "Authorization: Bearer other"}, err: ErrConflict},
 	{name: "beside another scheme", lines: []string{"Authorization: Basic eA==", "Authorization: Bearer secret"}, want: "secret", rest: []string{"Authorization: Basic eA=="}},
 	{name: "another header", lines: []string{"X-Token: secret", "X-Tokens: 1"}, want: "secret", rest: []string{"X-Tokens: 1"}},
+	{name: "what servers take for it", lines: []string{"X-Token: secret", "X_Token: other", "x.token: other"}, want: "secret"},
+	{name: "what servers take for it alone", lines: []string{"X_Token: secret"}, err: ErrMissing},
 	{name: "another header has no scheme", lines: []string{"X-Token: Bearer secret"}, err: errBytes},
 	{name: "control characters in the header", lines: []string{"X-Token: sec\x01ret"}, err: errBytes},
 	{name: "1 MiB in the header", lines: []string{"Authorization: Bearer " + tooLong}, err: errLong},

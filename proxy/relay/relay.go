@@ -100,7 +100,8 @@ type End struct {
 	Reason Reason
 	// Code is that of the Close frame with which the end began, a peer's or
 	// ours: 1005 where it had none, and 1006 where it began without such a
-	// frame (RFC 6455, section 7.1.5).
+	// frame (RFC 6455, section 7.1.5). Ours counts also where no boundary
+	// was left to send it at.
 	Code         int
 	Duration     time.Duration
 	FromClient   Traffic

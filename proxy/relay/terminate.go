@@ -24,7 +24,8 @@ import (
 // real ones stands the same policy as in passthrough: it alone sees control
 // frames, decides the end and speaks for us. Of the library remains what it is good at,
 // carrying whole messages over; none of its dialling, ponging, closing or
-// logging reaches a peer.
+// logging reaches a peer. Pings and pongs do not wait for the message that it
+// still holds.
 func (s *stream) terminate(h Handover) {
 	back := &inner{Conn: h.Upstream, s: s, side: upstream, early: h.UpstreamEarly}
 	front := &inner{Conn: h.Client, s: s, side: client, early: h.ClientEarly}
