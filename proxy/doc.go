@@ -33,6 +33,7 @@
 //   - Until the hijack every no is an ordinary HTTP answer. After it Close frames take its place, the gate's own until there
 //     is a session, and then the relay's.
 //   - Sockets that are open and no session's are bounded in number, time and bytes, and hold no slot while they are refused.
+//   - Connections that have not asked for anything are bounded in time, and in number by a quarter of the descriptors.
 //   - A connection carries one request.
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.

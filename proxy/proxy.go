@@ -100,6 +100,7 @@ type Proxy struct {
 
 	log     *slog.Logger
 	lines   *lineLimit // of refusals in the log
+	waiting *waiting
 	metrics *admin.Metrics
 
 	authTimeout  time.Duration
@@ -151,6 +152,7 @@ func New(c Config) (*Proxy, error) {
 	if c.RefuseWithClose {
 		p.refused = make(places, maxRefused)
 	}
+	p.waiting = newWaiting(p.log)
 	p.base, p.cut = context.WithCancel(context.Background())
 	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -78,7 +79,7 @@ func (p *Proxy) Serve(l net.Listener) error {
 		return nil
 	}
 	err := error(nil)
-	if l = (&listener{l, p.log}); p.server.TLSConfig != nil {
+	if l = (&listener{l, p.log, p.waiting}); p.server.TLSConfig != nil {
 		err = p.server.ServeTLS(l, "", "")
 	} else {
 		err = p.server.Serve(l)
@@ -178,7 +179,8 @@ func (p *Proxy) waitRequests(ctx context.Context) error {
 // listener marks the connections it accepts, and tells of those it could not accept: net/http only retries.
 type listener struct {
 	net.Listener
-	log *slog.Logger
+	log     *slog.Logger
+	waiting *waiting
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -190,7 +192,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if tcp, ok := c.(*net.TCPConn); ok {
-		return &markedConn{TCPConn: tcp}, nil
+		return l.waiting.add(tcp), nil
 	}
 	return c, nil
 }
@@ -199,7 +201,14 @@ func (l *listener) Accept() (net.Conn, error) {
 // telling anyone; all that shows is a connection that became active, and closed without the handler having run.
 type markedConn struct {
 	*net.TCPConn
-	asking bool // only the connection's goroutine in net/http touches it, until the connection is hijacked
+	asking  bool // only the connection's goroutine in net/http touches it, until the connection is hijacked
+	waiting *waiting
+	place   *list.Element // in waiting, and guarded by its mutex; nil: it is not there any more
+}
+
+func (m *markedConn) Close() error {
+	m.waiting.remove(m)
+	return m.TCPConn.Close()
 }
 
 type connKey struct{}
@@ -225,6 +234,7 @@ func unmarked(c net.Conn) net.Conn {
 func reached(r *http.Request) {
 	if m, _ := r.Context().Value(connKey{}).(*markedConn); m != nil {
 		m.asking = false
+		m.waiting.remove(m)
 	}
 }
 

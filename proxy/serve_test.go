@@ -69,7 +69,7 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := g.refused(t, Malformed)
-			conn := &markedConn{TCPConn: g.dial(t).(*net.TCPConn)}
+			conn := g.waiting.add(g.dial(t).(*net.TCPConn))
 			r := (&http.Request{}).WithContext(g.server.ConnContext(t.Context(), conn))
 			for _, state := range tt.states {
 				if state == handled {

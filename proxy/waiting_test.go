@@ -1,0 +1,76 @@
+package proxy
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// Silent connections beyond the bound make room for others, the oldest first, and keep nobody from a session.
+func TestSilentConnectionsMakeRoom(t *testing.T) {
+	g := newGate(t, newEcho(t), nil)
+	const most, more = 5, 3
+	g.waiting.mu.Lock()
+	g.waiting.most = most
+	g.waiting.mu.Unlock()
+	var silent []net.Conn
+	for i := range most + more {
+		c := g.dial(t)
+		silent = append(silent, c)
+		g.awaitWaiting(t, min(i+1, most))
+	}
+	for i, c := range silent {
+		if i >= more {
+			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		}
+		if _, err := c.Read(make([]byte, 1)); (err == io.EOF) != (i < more) {
+			t.Errorf("connection %d of %d: %v", i+1, most+more, err)
+		}
+	}
+	if line := g.journal.next(t, "too many connections that ask nothing: the oldest are closed"); line["most"] != float64(most) {
+		t.Errorf("line: %v", line)
+	}
+	for range most + more {
+		echoes(t, g.connect(t, "/?token=good", nil), "Olá")
+	}
+	g.awaitWaiting(t, most-1) // the last to be let in found room
+	for _, c := range silent {
+		c.Close()
+	}
+	g.awaitWaiting(t, 0)
+}
+
+// A session's connection, and one that was refused, wait for nothing any more.
+func TestRequestEndsTheWait(t *testing.T) {
+	g := newGate(t, newEcho(t), nil)
+	client := g.connect(t, "/?token=good", nil)
+	g.awaitWaiting(t, 0)
+	echoes(t, client, "Olá")
+
+	c := g.dial(t)
+	g.awaitWaiting(t, 1)
+	io.WriteString(c, request("GET / HTTP/1.1", "Host: a"))
+	io.Copy(io.Discard, c)
+	g.awaitWaiting(t, 0)
+
+	c = g.dial(t)
+	g.awaitWaiting(t, 1)
+	c.Close()
+	g.awaitWaiting(t, 0)
+}
+
+func (g *gate) awaitWaiting(t *testing.T, want int) {
+	t.Helper()
+	n := -1
+	for range 5000 {
+		g.waiting.mu.Lock()
+		n = g.waiting.conns.Len()
+		g.waiting.mu.Unlock()
+		if n == want {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("%d connections wait, want %d", n, want)
+}
