@@ -35,9 +35,10 @@ func (s side) speaks() frame.Role {
 // policy is what a session does, and when: it follows the frames of both
 // directions, counts and limits them, keeps the heartbeat, and brings the
 // session to an end. It does no I/O and has no clock. An engine shows it bytes
-// as they arrive (receive, transmit), tells it what became of them (flushed,
-// eof, failed) and calls tick when wake has come; it asks for frames to insert
+// as they arrive (receive, transmit), tells it what became of them (written,
+// eof, lost) and calls tick when wake has come; it asks for frames to insert
 // (insertion), and which sides to half-close (takeFIN) and to close (gone).
+// Before a peer is given up the policy asks it for what the kernel knows (delivery).
 //
 // It is not safe for concurrent use.
 type policy struct {
