@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -153,6 +154,36 @@ func TestForwardedHeadersCannotBeForged(t *testing.T) {
 	}
 	if got := g.journal.next(t, "session started")["client"]; got != "127.0.0.1" {
 		t.Errorf("client in the log: got %q, want the peer", got)
+	}
+}
+
+// What a client says of its address, or of another path than its own, is told neither the upstream nor, in mode forward,
+// the verifier: one list stands in this package, and one in package auth, which knows nothing of this.
+func TestForgedHeadersStayHere(t *testing.T) {
+	const forged = "/6.6.6.6"
+	names := append([]string{
+		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-IP", "Forwarded", "Proxy",
+		"X-Original-URL", "X-Rewrite-URL", "X-Original-URI", "X-Original-Method", "X-Original-Host",
+	}, addressHeaders...)
+	var lines []string
+	for _, name := range names {
+		lines = append(lines, name+": "+forged, strings.ReplaceAll(name, "-", "_")+": "+forged)
+	}
+	shown := make(chan http.Header, 1)
+	verifier := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown <- r.Header }))
+	defer verifier.Close()
+	b := newBackend(t, nil)
+	g := newGate(t, b.url, func(c *Config) {
+		c.Auth.Mode, c.Auth.URL = "forward", verifier.URL
+		c.Origin.Origins = []string{"https://app.example"}
+	})
+	g.send(t, handshake("/", append(lines, "Origin: https://app.example")...))
+	for who, h := range map[string]http.Header{"the verifier": <-shown, "the upstream": b.next(t).Header} {
+		for name, values := range h {
+			if slices.Contains(values, forged) {
+				t.Errorf("%s is told %s: %q", who, name, values)
+			}
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"portcullis/proxy/auth"
@@ -77,17 +78,25 @@ func isOurs(name string, trusted bool) bool {
 		return true
 	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host":
 		return true
-	case "X-Forwarded", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip":
-		return !trusted || folded != name // the client's address, as the networks in front say it
 	case "X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host":
 		return true // some frameworks route by them, past PATHS and past what mode forward was shown
 	case "Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Accept":
+		return true
+	}
+	if slices.Contains(addressHeaders, folded) {
 		return true
 	}
 	if strings.HasPrefix(folded, "X-Forwarded-") {
 		return !trusted || folded != name
 	}
 	return folded != name && strings.HasPrefix(folded, "Sec-Websocket-")
+}
+
+// addressHeaders are those in which the networks in front name the client, besides X-Forwarded-For. A proxy that is
+// trusted for that one may still pass its clients' own copies of these on; see setForwarded.
+var addressHeaders = []string{
+	"X-Forwarded", "Client-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Proxyuser-Ip", "X-Envoy-External-Address",
+	"True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip",
 }
 
 // fold spells a header's name as the servers do that do not tell its punctuation apart.
@@ -130,6 +139,14 @@ func setForwarded(h http.Header, u *upgrade) {
 	if u.client.Addr.IsValid() {
 		h["X-Forwarded-For"] = []string{u.route.For}
 		h["X-Real-Ip"] = []string{u.client.Addr.String()}
+	}
+	for _, name := range addressHeaders {
+		// A trusted proxy's other words for the client are kept where they agree with what was found.
+		if said := u.r.Header[name]; u.client.Proxied && len(said) == 1 {
+			if addr, err := netip.ParseAddr(said[0]); err == nil && addr.Unmap() == u.client.Addr {
+				h[name] = said
+			}
+		}
 	}
 }
 

@@ -29,8 +29,8 @@ func TestForwardedHeaders(t *testing.T) {
 			[]string{"CF-Connecting-IP: 6.6.6.6", "True-Client-IP: 6.6.6.6", "X-Client-IP: 6.6.6.6", "X-Forwarded: for=6.6.6.6"},
 			map[string]string{"Cf-Connecting-Ip": "", "True-Client-Ip": "", "X-Client-Ip": "", "X-Forwarded": ""}},
 		{"those of a network in front", trusted, false,
-			[]string{"CF-Connecting-IP: 198.51.100.7", "CF_Connecting_IP: 6.6.6.6"},
-			map[string]string{"Cf-Connecting-Ip": "198.51.100.7", "Cf_connecting_ip": ""}},
+			[]string{"X-Forwarded-For: 198.51.100.7", "CF-Connecting-IP: 198.51.100.7", "CF_Connecting_IP: 198.51.100.7", "True-Client-IP: 6.6.6.6"},
+			map[string]string{"Cf-Connecting-Ip": "198.51.100.7", "Cf_connecting_ip": "", "True-Client-Ip": ""}},
 		{"a trusted proxy's words", trusted, false,
 			[]string{
 				"X-Forwarded-For: 6.6.6.6, 198.51.100.7", "X-Forwarded-For: 10.0.0.2", "X-Forwarded-Proto: https", "X-Forwarded-Host: app.example:8443",

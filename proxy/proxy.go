@@ -150,7 +150,7 @@ func New(c Config) (*Proxy, error) {
 		p.behind = target.Host
 	}
 	if c.RefuseWithClose {
-		p.refused = make(places, maxRefused)
+		p.refused = make(places, share(maxRefused))
 	}
 	p.waiting = newWaiting(p.log)
 	p.base, p.cut = context.WithCancel(context.Background())

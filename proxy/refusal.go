@@ -280,6 +280,9 @@ func deliver(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	w.WriteHeader(status)
 	w.Write(body)
 	rc.Flush() // now, not after the handler: by then Drain may have closed what is left
+	if m, _ := r.Context().Value(connKey{}).(*markedConn); m != nil {
+		m.waiting.put(m) // net/http lingers before it closes
+	}
 }
 
 func (no *refusal) text() []byte {

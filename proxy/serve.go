@@ -204,10 +204,11 @@ type markedConn struct {
 	asking  bool // only the connection's goroutine in net/http touches it, until the connection is hijacked
 	waiting *waiting
 	place   *list.Element // in waiting, and guarded by its mutex; nil: it is not there any more
+	closed  bool          // guarded by waiting's mutex
 }
 
 func (m *markedConn) Close() error {
-	m.waiting.remove(m)
+	m.waiting.remove(m, true)
 	return m.TCPConn.Close()
 }
 
@@ -234,7 +235,7 @@ func unmarked(c net.Conn) net.Conn {
 func reached(r *http.Request) {
 	if m, _ := r.Context().Value(connKey{}).(*markedConn); m != nil {
 		m.asking = false
-		m.waiting.remove(m)
+		m.waiting.remove(m, false)
 	}
 }
 

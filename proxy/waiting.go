@@ -3,6 +3,7 @@ package proxy
 import (
 	"container/list"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -10,11 +11,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// waiting is the connections whose request has not come, or not all of it. Each costs a descriptor for as long as
-// headerTimeout and nobody knows yet whom to blame, so that all together have a bound: where they are more, the one that
-// has been silent for longest makes room. A client that means it is through within a round trip or two.
+// waiting is the connections whose request has not come, or not all of it, and those that have been refused and are not
+// closed yet. Each costs a descriptor, for as long as headerTimeout and before any limit has counted it, so that all
+// together have a bound: where they are more, the one that has been there for longest makes room. A client that means it
+// is through within a round trip or two.
 type waiting struct {
-	most int // 0: no bound
+	most int
 	log  *slog.Logger
 	tell rate.Sometimes
 
@@ -22,18 +24,36 @@ type waiting struct {
 	conns list.List // of *markedConn, the oldest first
 }
 
+// share is at most n, and at most a quarter of the process's descriptors.
+func share(n int) int {
+	if all := descriptors(); all > 0 {
+		n = min(n, max(all/4, 1))
+	}
+	return n
+}
+
 // newWaiting leaves three quarters of the process's descriptors to those who have asked for something.
 func newWaiting(log *slog.Logger) *waiting {
-	return &waiting{most: descriptors() / 4, log: log, tell: rate.Sometimes{Interval: time.Minute}}
+	return &waiting{most: share(math.MaxInt), log: log, tell: rate.Sometimes{Interval: time.Minute}}
 }
 
 // add takes a connection in that has just been accepted.
 func (w *waiting) add(c *net.TCPConn) *markedConn {
 	m := &markedConn{TCPConn: c, waiting: w}
+	w.put(m)
+	return m
+}
+
+// put takes m in, unless it is there or has been closed.
+func (w *waiting) put(m *markedConn) {
 	w.mu.Lock()
+	if m.place != nil || m.closed {
+		w.mu.Unlock()
+		return
+	}
 	m.place = w.conns.PushBack(m)
 	var oldest *markedConn
-	if w.most > 0 && w.conns.Len() > w.most {
+	if w.conns.Len() > w.most {
 		oldest = w.conns.Front().Value.(*markedConn)
 	}
 	w.mu.Unlock()
@@ -43,13 +63,13 @@ func (w *waiting) add(c *net.TCPConn) *markedConn {
 			w.log.Warn("too many connections that ask nothing: the oldest are closed", "most", w.most)
 		})
 	}
-	return m
 }
 
-// remove lets go of a connection. A second call changes nothing.
-func (w *waiting) remove(m *markedConn) {
+// remove lets go of a connection, for good if it is closed. A second call changes nothing.
+func (w *waiting) remove(m *markedConn, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	m.closed = m.closed || closed
 	if m.place != nil {
 		w.conns.Remove(m.place)
 		m.place = nil

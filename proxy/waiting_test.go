@@ -74,3 +74,20 @@ func (g *gate) awaitWaiting(t *testing.T, want int) {
 	}
 	t.Fatalf("%d connections wait, want %d", n, want)
 }
+
+// A request with a body that does not come is answered at once, and lingers: so do many of them, within the bound.
+func TestRefusedConnectionsMakeRoom(t *testing.T) {
+	g := newGate(t, newEcho(t), nil)
+	const most, more = 5, 3
+	g.waiting.mu.Lock()
+	g.waiting.most = most
+	g.waiting.mu.Unlock()
+	for range most + more {
+		a := g.send(t, request("POST /x HTTP/1.1", "Host: a", "Content-Length: 5"))
+		if a.StatusCode != 404 && a.StatusCode != 405 {
+			t.Fatalf("status %d", a.StatusCode)
+		}
+	}
+	g.awaitWaiting(t, most)
+	g.awaitWaiting(t, 0) // net/http lingers for a second and a half
+}

@@ -269,9 +269,15 @@ func (a *Auth) unshownToken(r *http.Request) string {
 // what [Auth.Find] would take for a token. All else stays byte for byte; a
 // header of which nothing is left is deleted. Slices of h are replaced, never
 // written to, so h may be a shallow copy of the client's headers. With
-// AUTH_TOKEN_PASS, and in mode none, nothing is taken out.
+// AUTH_TOKEN_PASS, and in mode none, nothing is taken out but headers that
+// servers may take for the token's.
 func (a *Auth) Strip(rawQuery string, h http.Header) string {
 	if a.keep {
+		for _, p := range a.places {
+			if header, ok := p.(headerPlace); ok {
+				header.stripAliases(h) // nobody has verified what stands there
+			}
+		}
 		return rawQuery
 	}
 	for _, p := range a.places {

@@ -129,6 +129,7 @@ func TestTokenPass(t *testing.T) {
 		t.Errorf("Find: %q, %q, %v", c.Token, c.Answer, err)
 	}
 	before := r.Header.Clone()
+	r.Header.Set("X_Token", "of another") // which nobody has verified
 	if got := a.Strip(r.URL.RawQuery, r.Header); got != "token=secret" {
 		t.Errorf("query %q; want it untouched", got)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -24,16 +25,18 @@ const (
 type breaker struct {
 	verifier
 	circuit *gobreaker.CircuitBreaker[Decision]
+	last    atomic.Pointer[UnavailableError] // for the log
 }
 
 func newBreaker(v verifier, log *slog.Logger) *breaker {
-	return &breaker{v, gobreaker.NewCircuitBreaker[Decision](gobreaker.Settings{
+	b := &breaker{verifier: v}
+	b.circuit = gobreaker.NewCircuitBreaker[Decision](gobreaker.Settings{
 		Timeout:     breakerPause,
 		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= breakerFailures },
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			switch to {
 			case gobreaker.StateOpen:
-				log.Warn("the auth service does not answer and is not asked for a while", "pause", breakerPause)
+				log.Warn("the auth service does not answer and is not asked for a while", "pause", breakerPause, "error", b.last.Load())
 			case gobreaker.StateClosed:
 				log.Info("the auth service answers again")
 			}
@@ -48,11 +51,18 @@ func newBreaker(v verifier, log *slog.Logger) *breaker {
 			_, unavailable := errors.AsType[*UnavailableError](err)
 			return err != nil && !unavailable && !said(err)
 		},
-	})}
+	})
+	return b
 }
 
 func (b *breaker) verify(ctx context.Context, c Credential) (Decision, error) {
-	d, err := b.circuit.Execute(func() (Decision, error) { return b.verifier.verify(ctx, c) })
+	d, err := b.circuit.Execute(func() (Decision, error) {
+		d, err := b.verifier.verify(ctx, c)
+		if unavailable, ok := errors.AsType[*UnavailableError](err); ok {
+			b.last.Store(unavailable)
+		}
+		return d, err
+	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return Decision{}, &UnavailableError{Cause: errGivenUp, RetryAfter: breakerPause}
 	}

@@ -98,6 +98,9 @@ func unshown(name string) bool {
 		"Proxy", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
 		"Content-Length", "Content-Type", "Content-Encoding", "Content-Range", "Expect", "Host",
 		"Forwarded", "X-Real-IP",
+		"X-Forwarded", "Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-ProxyUser-IP", "X-Envoy-External-Address",
+		"True-Client-IP", "CF-Connecting-IP", "CF-Connecting-IPv6", "Fastly-Client-IP",
+		"X-Rewrite-URL", // some frameworks route by it, past the path of AUTH_URL
 	}
 	prefixes := []string{"Sec-WebSocket-", "X-Forwarded-", "X-Original-"}
 	return slices.ContainsFunc(names, func(n string) bool { return sameHeader(n, name) }) ||

@@ -115,11 +115,7 @@ func (p headerPlace) find(r *http.Request, c Credential) (Credential, error) {
 // strip also removes what a server behind might take for the header.
 func (p headerPlace) strip(rawQuery string, h http.Header) string {
 	key := string(p)
-	for name := range h {
-		if name != key && sameHeader(name, key) {
-			delete(h, name)
-		}
-	}
+	p.stripAliases(h)
 	if values := h[key]; len(values) > 0 {
 		replace(h, key, slices.DeleteFunc(slices.Clone(values), func(value string) bool {
 			_, ours := p.token(value)
@@ -127,6 +123,16 @@ func (p headerPlace) strip(rawQuery string, h http.Header) string {
 		}))
 	}
 	return rawQuery
+}
+
+// stripAliases removes what a server behind might take for the header, and find
+// did not look at.
+func (p headerPlace) stripAliases(h http.Header) {
+	for name := range h {
+		if name != string(p) && sameHeader(name, string(p)) {
+			delete(h, name)
+		}
+	}
 }
 
 // token returns the token that value shows and whether value is a credential of

@@ -10,6 +10,7 @@ package lease
 import (
 	"cmp"
 	"container/heap"
+	"container/list"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -60,7 +61,9 @@ type Lease struct {
 
 	// Guarded by the keeper's mu.
 	terms   Terms
-	at      time.Time // when something is to be done
+	at      time.Time     // when something is to be done
+	grace   time.Time     // by when the first question about the terms has its answer; until then the lack of one ends nothing
+	due     *list.Element // in the keeper's due; nil: not there
 	asking  bool
 	renewed bool // while asking: the answer is about a credential that does not count any more
 	index   int  // in the queue; -1: not there
@@ -76,12 +79,20 @@ type Keeper struct {
 
 	mu    sync.Mutex // guards what follows
 	queue queue      // by time
+	due   list.List  // of *Lease that are to be asked about as soon as the pace allows, in the order of their time
 	timer *time.Timer
 	shut  bool
 }
 
-// retry is how long after a question without an answer the next is asked.
-const retry = time.Second
+const (
+	// retry is how long after a question without an answer the next is asked.
+	retry = time.Second
+	// pause is how long the pace is given to allow more questions.
+	pause = time.Second / 10
+	// glance is how often the clock is looked at at least: it may be set, or the machine may have slept, and a credential
+	// runs out by the clock on the wall.
+	glance = 10 * time.Second
+)
 
 // New returns a Keeper without leases.
 func New(c Config) *Keeper {
@@ -102,6 +113,9 @@ func (k *Keeper) Close() {
 		l.index = -1 // it may yet be released
 	}
 	k.queue = nil
+	for k.due.Len() > 0 {
+		k.due.Remove(k.due.Front()).(*Lease).due = nil
+	}
 	k.mu.Unlock()
 	k.cancel()
 	k.running.Wait()
@@ -153,6 +167,7 @@ func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {
 	if at.IsZero() || k.shut || l.End == nil {
 		return
 	}
+	l.grace = at.Add(k.config.Timeout)
 	k.schedule(l, at)
 }
 
@@ -160,11 +175,29 @@ func (k *Keeper) schedule(l *Lease, at time.Time) {
 	l.at = at
 	heap.Push(&k.queue, l)
 	if l.index == 0 {
-		k.timer.Reset(time.Until(at))
+		k.rearm(time.Now())
+	}
+}
+
+// rearm has wake run when there is something to do.
+func (k *Keeper) rearm(now time.Time) {
+	wait := glance
+	if len(k.queue) > 0 {
+		wait = min(wait, k.queue[0].at.Sub(now))
+	}
+	if k.due.Len() > 0 {
+		wait = min(wait, pause)
+	}
+	if len(k.queue) > 0 || k.due.Len() > 0 {
+		k.timer.Reset(wait)
 	}
 }
 
 func (k *Keeper) remove(l *Lease) {
+	if l.due != nil {
+		k.due.Remove(l.due)
+		l.due = nil
+	}
 	if l.index >= 0 {
 		heap.Remove(&k.queue, l.index)
 	}
@@ -189,6 +222,9 @@ func (c *Config) next(t Terms, now time.Time) (at time.Time) {
 	lifetime := until.Sub(now)
 	ask := lifetime - c.Timeout - time.Duration(rand.Int64N(int64(max(lifetime/8, 1))))
 	ask = max(ask, lifetime*3/4)
+	if lifetime <= 0 && (t.Expires.IsZero() || now.Before(t.Expires)) {
+		ask = retry // a yes that is over as it comes would be asked for without a pause
+	}
 	if c.Recheck > 0 {
 		ask = min(ask, jittered(c.Recheck))
 	}
@@ -210,7 +246,9 @@ func (t Terms) End() time.Time {
 }
 
 // limit is when a lease ends if nobody answers any more, and why; zero: never.
-func (c *Config) limit(t Terms) (time.Time, Why) {
+// That is not before grace: an answer may come to a session with little of its
+// time left, and for the verifier's being slow it is not to be ended.
+func (c *Config) limit(t Terms, grace time.Time) (time.Time, Why) {
 	if t.Until.IsZero() && t.Expires.IsZero() {
 		return time.Time{}, Unavailable
 	}
@@ -220,6 +258,9 @@ func (c *Config) limit(t Terms) (time.Time, Why) {
 	limit := t.End()
 	if !t.Until.IsZero() {
 		limit = t.Until.Add(c.Stale)
+	}
+	if limit.Before(grace) {
+		limit = grace
 	}
 	if !t.Expires.IsZero() && !t.Expires.After(limit) {
 		return t.Expires, Expired
@@ -232,30 +273,29 @@ func (k *Keeper) wake() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
-	for len(k.queue) > 0 && !k.shut {
-		l := k.queue[0]
-		if wait := l.at.Sub(now); wait > 0 {
-			k.timer.Reset(wait)
-			return
-		}
-		heap.Pop(&k.queue)
-		limit, why := k.config.limit(l.terms)
-		switch {
-		case !limit.IsZero() && !now.Before(limit):
+	for len(k.queue) > 0 && !k.shut && !k.queue[0].at.After(now) {
+		l := heap.Pop(&k.queue).(*Lease)
+		limit, why := k.config.limit(l.terms, l.grace)
+		if !limit.IsZero() && !now.Before(limit) {
+			k.remove(l)
 			k.end(l, why)
-		case l.asking:
-			// Its answer decides; if it does not come, the limit does.
-			if !limit.IsZero() {
-				k.schedule(l, limit)
-			}
-		case !k.pace.AllowN(now, 1):
-			k.schedule(l, now.Add(time.Second/10))
-		default:
-			k.ask(l)
-			if !limit.IsZero() {
-				k.schedule(l, limit)
-			}
+			continue
 		}
+		if !l.asking && l.due == nil {
+			l.due = k.due.PushBack(l)
+		}
+		if !limit.IsZero() {
+			k.schedule(l, limit) // the answer decides; if it does not come, the limit does
+		}
+	}
+	for k.due.Len() > 0 && !k.shut && k.pace.AllowN(now, 1) {
+		l := k.due.Front().Value.(*Lease)
+		k.due.Remove(l.due)
+		l.due = nil
+		k.ask(l)
+	}
+	if !k.shut {
+		k.rearm(now)
 	}
 }
 
@@ -296,8 +336,9 @@ func (k *Keeper) ask(l *Lease) {
 			}
 		case err != nil:
 			k.remove(l)
+			l.grace = time.Time{}
 			at := now.Add(jittered(retry))
-			if limit, _ := k.config.limit(l.terms); !limit.IsZero() && limit.Before(at) {
+			if limit, _ := k.config.limit(l.terms, l.grace); !limit.IsZero() && limit.Before(at) {
 				at = limit
 			}
 			k.schedule(l, at)

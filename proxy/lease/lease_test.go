@@ -115,6 +115,30 @@ func TestLease(t *testing.T) {
 			return Terms{}, nil
 		},
 	}, {
+		name:  "little is left at the start: the verifier has its time",
+		terms: func() Terms { return Terms{Until: in(100 * time.Millisecond)} },
+		answer: func(context.Context, int) (Terms, error) {
+			elapse(2 * time.Second)
+			return Terms{}, nil
+		},
+		asked: [][2]time.Duration{{75 * time.Millisecond, 100 * time.Millisecond}},
+	}, {
+		name:   "little is left at the start, and nobody answers",
+		terms:  func() Terms { return Terms{Until: in(100 * time.Millisecond)} },
+		answer: func(ctx context.Context, _ int) (Terms, error) { <-ctx.Done(); return Terms{}, ctx.Err() },
+		asked:  [][2]time.Duration{{75 * time.Millisecond, 100 * time.Millisecond}},
+		want:   &ending{Unavailable, 3*time.Second + 75*time.Millisecond},
+	}, {
+		name:  "an answer that is over as it comes is not asked for without a pause",
+		terms: func() Terms { return Terms{Until: in(0)} },
+		answer: func(_ context.Context, n int) (Terms, error) {
+			if n == 3 {
+				return Terms{}, nil
+			}
+			return Terms{Until: in(0)}, nil
+		},
+		asked: [][2]time.Duration{{time.Second, time.Second}, {2 * time.Second, 2 * time.Second}, {3 * time.Second, 3 * time.Second}},
+	}, {
 		name:   "a verifier that hangs",
 		terms:  func() Terms { return Terms{Until: in(12 * time.Second)} },
 		answer: func(ctx context.Context, _ int) (Terms, error) { <-ctx.Done(); return Terms{}, ctx.Err() },
