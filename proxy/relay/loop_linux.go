@@ -18,6 +18,7 @@ const haveLoops = true
 type loops struct {
 	all     []*loop
 	keeping atomic.Int32 // how many of them wait and keep their processor
+	procs   atomic.Int32 // GOMAXPROCS of late: Go changes it with the limits of a container
 }
 
 func newLoops() *loops {
@@ -98,16 +99,17 @@ type loop struct {
 	bell    int // an eventfd that wakes the loop for its mailbox; valid while running
 
 	// The goroutine's own.
-	now    moment // as of the last wake-up
-	wheel  wheel
-	table  []*loopSession // by the slot that an event names
-	free   []int32        // slots that are not in use
-	freed  []int32        // those of this turn: events of the turn may still name them
-	live   int
-	idle   moment // since when live is 0; 0: it is not
-	buf    []byte
-	events []unix.EpollEvent
-	again  []*loopSession // those to be read in the next turn, whatever epoll says
+	now     moment // as of the last wake-up
+	wheel   wheel
+	table   []*loopSession // by the slot that an event names
+	free    []int32        // slots that are not in use
+	freed   []int32        // those of this turn: events of the turn may still name them
+	live    int
+	counted moment // the tick of the wheel in which it asked for GOMAXPROCS
+	idle    moment // since when live is 0; 0: it is not
+	buf     []byte
+	events  []unix.EpollEvent
+	again   []*loopSession // those to be read in the next turn, whatever epoll says
 }
 
 const (
@@ -233,8 +235,12 @@ func (l *loop) wait() int {
 	if timeout == 0 {
 		return poll(l.epoll, l.events, 0)
 	}
+	if tick := l.now / wheelTick; tick != l.counted {
+		l.counted = tick
+		l.loops.procs.Store(int32(runtime.GOMAXPROCS(0)))
+	}
 	n := 0
-	if int(l.loops.keeping.Add(1)) < len(l.loops.all) {
+	if l.loops.keeping.Add(1) < l.loops.procs.Load() {
 		n = poll(l.epoll, l.events, 1)
 	}
 	l.loops.keeping.Add(-1)
@@ -253,6 +259,7 @@ func (l *loop) open() bool {
 		mail := l.mailbox
 		l.mailbox = nil
 		l.mu.Unlock()
+		l.now = now() // no session begins before it was made
 		for _, f := range mail {
 			f()
 		}

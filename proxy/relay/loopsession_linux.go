@@ -19,7 +19,7 @@ type loopSession struct {
 	fds      [2]int32
 	slot     int32
 	readable [2]bool // there may be something to read from that side
-	over     [2]bool // and no more comes after it: reading goes on to the end
+	toEnd    [2]bool // a short read does not show that there is no more: it is read until there is none
 	again    bool    // it is in the loop's list of those to be read again
 	closed   [2]bool
 	pending  [2][]byte // handed out for that side, which would not take it yet
@@ -45,7 +45,8 @@ func (s *loopSession) begin() {
 
 // watch has epoll tell of everything that comes to pass on a side, once.
 func (s *loopSession) watch(on side) {
-	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: s.slot, Pad: int32(on)}
+	const everything = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP
+	event := unix.EpollEvent{Events: everything | unix.EPOLLET, Fd: s.slot, Pad: int32(on)}
 	if unix.EpollCtl(s.loop.epoll, unix.EPOLL_CTL_ADD, int(s.fds[on]), &event) != nil {
 		s.policy.lost(on, s.loop.now) // ENOMEM or ENOSPC: a side that cannot be watched is lost
 	}
@@ -55,10 +56,10 @@ func (s *loopSession) watch(on side) {
 // mean is found out by the call that follows.
 func (s *loopSession) ready(on side, events uint32) {
 	const over = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
-	if events&over != 0 {
-		s.over[on] = true
+	if events&(over|unix.EPOLLPRI) != 0 { // at urgent data, too, a read stops short
+		s.toEnd[on] = true
 	}
-	if events&(unix.EPOLLIN|over) != 0 {
+	if events&(unix.EPOLLIN|unix.EPOLLPRI|over) != 0 {
 		s.readable[on] = true
 	}
 	if events&(unix.EPOLLOUT|over) != 0 && len(s.pending[on]) > 0 {
@@ -93,7 +94,7 @@ func (s *loopSession) read(from side) {
 	n := s.policy.carried(from, buf)
 	most := min(s.policy.allowance(from, s.loop.now), len(buf)-n)
 	m, err := read(s.fds[from], buf[n:n+most])
-	if m < most && !s.over[from] {
+	if m < most && !s.toEnd[from] {
 		s.readable[from] = false
 	}
 	switch {
@@ -183,8 +184,8 @@ func (s *loopSession) insert(to side) {
 
 // settle does what the policy wants done after anything has happened.
 func (s *loopSession) settle() {
-	// One side's end may be the other's, which may come before it.
-	for range 2 {
+	// One side's end may be the other's, which may come before it, and set free what was kept for the first.
+	for range 3 {
 		for to := range side(2) {
 			if s.policy.wants(to) {
 				s.serve(to)
@@ -210,6 +211,7 @@ func (s *loopSession) serve(to side) {
 			s.closed[to] = true
 			s.pending[to], s.unread[to] = nil, nil
 			unix.Close(int(s.fds[to])) // which takes it out of epoll: there is no other duplicate
+			s.resume(to.other())       // what was kept while this side took nothing
 		}
 		return
 	}

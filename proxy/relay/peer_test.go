@@ -267,8 +267,8 @@ const (
 )
 
 var patternTable = func() []byte {
-	b := make([]byte, patternPeriod, 3*patternPeriod)
+	b := make([]byte, patternPeriod)
 	rng := rand.NewChaCha8([32]byte{})
 	rng.Read(b)
-	return bytes.Repeat(b, 3)
+	return bytes.Repeat(b, 4)
 }()

@@ -27,7 +27,8 @@ type Config struct {
 	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s"`
 	// PongTimeout is how long a pinged side may stay silent before it is
 	// given up, counted from when the ping was delivered where the kernel can
-	// tell (Linux). It must be positive where PingInterval is.
+	// tell (Linux). One that hangs while its kernel acknowledges what comes may
+	// get twice as long. It must be positive where PingInterval is.
 	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s"`
 	// IdleTimeout ends a session in which neither side has sent any part of
 	// a message for that long; pings and pongs do not count.
