@@ -97,6 +97,30 @@ var reserved = []string{
 	"PROXY_PROTOCOL",
 }
 
+// ours matches the names that are likely meant for this program, and services those that container platforms make up for
+// services that are named so.
+var (
+	ours     = []string{"AUTH_*", "DRAIN_*", "LIMIT_*", "MESSAGE_*", "ORIGIN*", "PING_*", "PONG_*", "RATE_*", "RELAY_*", "TICKET*", "TRUSTED_*", "UPSTREAM_*"}
+	services = []string{"*_SERVICE_*", "*_PORT", "*_PORT_*"}
+)
+
+// misspelt returns the names in environ that look like settings and are none. They cannot be refused, since others may
+// have business with them, but a guard that is not up for a slip of the pen is worth a line in the log.
+func misspelt(environ map[string]string) (names []string) {
+	known := map[string]bool{}
+	variables, _ := env.GetFieldParams(new(settings)) // readSettings tells of an error
+	for _, v := range variables {
+		known[v.Key] = true
+		known[v.Key+"_FILE"] = matches(secrets, v.Key)
+	}
+	for _, name := range slices.Sorted(maps.Keys(environ)) {
+		if !known[name] && matches(ours, name) && !matches(services, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // secrets matches the variables whose value is never shown. Each has a twin NAME_FILE, the path of a file that holds the value.
 var secrets = []string{"*_TOKEN", "*_SECRET"}
 
@@ -139,7 +163,7 @@ func readSettings(environ map[string]string) (settings, error) {
 		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", s.LogFormat))
 	}
 	if _, port, err := net.SplitHostPort(s.ListenAddr); err != nil || !isPort(port) {
-		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port", s.ListenAddr))
+		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", s.ListenAddr))
 	}
 	for _, name := range slices.Sorted(maps.Keys(environ)) {
 		if value := environ[name]; value != "" && matches(reserved, name) {
@@ -300,6 +324,9 @@ func serve(environ map[string]string) int {
 		fmt.Fprintln(os.Stderr, err) // not a log record: a person reads this, whatever LOG_FORMAT says
 		return exitSettings
 	}
+	for _, name := range misspelt(environ) {
+		p.log.Warn("a variable looks like a setting and is none", "variable", name)
+	}
 	return p.run(signals)
 }
 
@@ -307,6 +334,7 @@ func serve(environ map[string]string) int {
 func (p *program) run(signals <-chan os.Signal) int {
 	// The heartbeat finds a dead client sooner than TCP's keep-alive would, and without four system calls per connection.
 	var listen net.ListenConfig
+	listen.SetMultipathTCP(false) // of which the kernel can't tell what a peer has got, nor soon that it is gone
 	if p.Proxy.Relay.PingInterval > 0 {
 		listen.KeepAlive = -1
 	}

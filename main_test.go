@@ -686,6 +686,7 @@ func TestMistakesInSettings(t *testing.T) {
 		{"cookie without origins", []string{"AUTH_TOKEN_FROM=cookie:session"}, []string{`ORIGINS: `}},
 		{"per-subject limit without subjects", []string{"AUTH_MODE=none", "LIMIT_SESSIONS_PER_SUBJECT=5"}, []string{`AUTH_MODE: "none" `}},
 		{"the loop engine cannot terminate", []string{"RELAY_MODE=terminate", "RELAY_ENGINE=loop"}, []string{`RELAY_ENGINE: "loop" `}},
+		{"the loop engine has no TLS", []string{"RELAY_ENGINE=loop", "UPSTREAM_URL=wss://backend", "AUTH_MODE=none"}, []string{`RELAY_ENGINE: "loop" `}},
 		{"secret that is no token", []string{"DEMO_TOKEN=hunter2 hunter2"}, []string{`DEMO_TOKEN: "***" `}},
 		{"secret twice", []string{"DEMO_TOKEN=hunter2", "DEMO_TOKEN_FILE=" + secret}, []string{`DEMO_TOKEN_FILE: "` + secret + `" is set beside DEMO_TOKEN`}},
 		{"secret in no file", []string{"DEMO_TOKEN_FILE=/nowhere/token"}, []string{`DEMO_TOKEN_FILE: "/nowhere/token" `}},
@@ -717,6 +718,18 @@ func TestMistakesInSettings(t *testing.T) {
 				t.Errorf("the secret is shown:\n%s", stderr)
 			}
 		})
+	}
+}
+
+func TestMisspeltVariables(t *testing.T) {
+	g := startGate(t, "UPSTREAM_ULR=ws://127.0.0.1:1", "AUTH_CLIENT_SECRET_FILE=", "UPSTREAM_SERVICE_HOST=10.0.0.1", "AUTH_PORT=tcp://10.0.0.1:80", "AUTHOR=me")
+	const warning = "a variable looks like a setting and is none"
+	if line := g.await(warning); !strings.Contains(line, `"level":"WARN"`) || !strings.Contains(line, `"variable":"UPSTREAM_ULR"`) {
+		t.Errorf("the line: %s", line)
+	}
+	g.open("/?token=token").Close()
+	if n := strings.Count(g.text(), warning); n != 1 {
+		t.Errorf("%d lines, want one", n)
 	}
 }
 

@@ -195,6 +195,10 @@ func (p *Proxy) check(c *Config) error {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
 	}
 	p.checkExchanges(c, note)
+	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
+	if c.Relay.Engine == "loop" && (c.TLSCertFile != "" || scheme == "wss" || scheme == "https") {
+		note("RELAY_ENGINE: %q is not for connections with TLS, here to the clients or to UPSTREAM_URL; want auto or stream", c.Relay.Engine)
+	}
 	if c.DrainDelay < 0 {
 		note("DRAIN_DELAY: %q is negative; want 0s or more", c.DrainDelay)
 	}

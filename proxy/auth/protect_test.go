@@ -236,7 +236,7 @@ func TestBreaker(t *testing.T) {
 		ask(context.Canceled, breakerFailures+2, context.Canceled) // no answer either way
 		ask(errRefused, breakerFailures+3, errRefused)             // it is back
 		ask(nil, breakerFailures+4, nil)
-		for _, want := range []string{"does not answer", "answers again"} {
+		for _, want := range []string{"does not answer", "answers again", errDown.Error()} {
 			if !strings.Contains(logged.String(), want) {
 				t.Errorf("no line says that it %s:\n%s", want, &logged)
 			}
