@@ -59,8 +59,11 @@ func (i *introspection) verify(ctx context.Context, c Credential) (Decision, err
 
 // decide reads the body of an answer (section 2.2).
 func (i *introspection) decide(a answer) (Decision, error) {
-	if a.status != http.StatusOK {
-		// 401 and 403 are about us, not about the token (section 2.3).
+	switch a.status {
+	case http.StatusOK:
+	case http.StatusUnauthorized, http.StatusForbidden: // about us, not about the token (section 2.3)
+		return Decision{}, unusable("it refuses AUTH_CLIENT_ID and AUTH_CLIENT_SECRET: status %d", a.status)
+	default:
 		return Decision{}, a.unavailable()
 	}
 	members, err := parseClaims(a.body)

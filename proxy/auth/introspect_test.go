@@ -62,6 +62,16 @@ func TestIntrospection(t *testing.T) {
 	}
 }
 
+// Whoever reads the log must not look for the fault in the client's token.
+func TestIntrospectionThatRefusesUs(t *testing.T) {
+	for _, code := range []int{401, 403} {
+		_, err := ask(t, newFrom(t, introspectConfig(serve(t, status(code)).URL)), secret)
+		if err == nil || !strings.Contains(err.Error(), "refuses AUTH_CLIENT_ID and AUTH_CLIENT_SECRET") {
+			t.Errorf("%d: %v", code, err)
+		}
+	}
+}
+
 func TestNewIntrospectionRefuses(t *testing.T) {
 	c := introspectConfig("http://auth.internal/")
 	c.Require, c.Audience, c.TokenFrom = []string{"admin"}, []string{"*", "chat"}, nil
