@@ -194,7 +194,7 @@ func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 	field("Upgrade", "websocket")
 	field("Connection", "Upgrade")
 	field("Sec-WebSocket-Accept", upstream.Accept(u.r.Header.Get("Sec-WebSocket-Key")))
-	if p.renewals != nil {
+	if p.renewals != nil && !u.hopeless {
 		field(sessionHeader, u.id)
 	}
 	if u.upstream == nil {

@@ -229,8 +229,9 @@ type upgrade struct {
 	early    []byte   // what the client sent behind its handshake
 	started  bool     // the relay owns the four above
 
-	open  bool   // the client has its 101: until started is true too, a no is a Close frame
-	place places // where a socket has its place that is open and no session's; nil: nowhere
+	open     bool   // the client has its 101: until started is true too, a no is a Close frame
+	hopeless bool   // the 101 is there for the no alone
+	place    places // where a socket has its place that is open and no session's; nil: nowhere
 }
 
 // newUpgrade takes the request target apart as it stood in the request line: url.URL has decoded it already, and encodes it

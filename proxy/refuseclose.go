@@ -39,7 +39,7 @@ func (p *Proxy) openToRefuse(u *upgrade, no *refusal) {
 	if !told || u.place != nil || u.hijacked != nil || !p.refused.take() {
 		return
 	}
-	u.place = p.refused
+	u.place, u.hopeless = p.refused, true
 	p.takeOver(u) // whatever goes wrong, it is the first no that is told
 }
 

@@ -25,6 +25,17 @@ func refusingWithClose(edits ...func(*Config)) func(*Config) {
 	}
 }
 
+// What is refused has no id to renew it by.
+func TestRefusedHasNoSession(t *testing.T) {
+	g := newGate(t, newEcho(t), refusingWithClose(func(c *Config) { c.Renewal = true }))
+	if a := g.upgraded(t, handshake("/?token=bad")); a.Header[sessionHeader] != nil {
+		t.Errorf("%s: %q", sessionHeader, a.Header[sessionHeader])
+	}
+	if a := g.upgraded(t, handshake("/?token=good")); a.Header.Get(sessionHeader) == "" {
+		t.Error("a session without an id")
+	}
+}
+
 // TestRefuseWithClose has a no of every kind told by a Close frame.
 func TestRefuseWithClose(t *testing.T) {
 	hour := ratelimit.Rate{N: 1, Per: time.Hour}
