@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -296,6 +297,46 @@ func TestQuestionsAreBounded(t *testing.T) {
 			if n > 550 {
 				t.Errorf("asked %d times in second %d, want at most 500 and a burst of 50", n, second)
 			}
+		}
+	})
+}
+
+// Leases that are due wait in line for the pace, each once, and none of them is touched again before its turn: as long as a
+// backlog lasts, the end of every session has to wait for what is done about it.
+func TestDueLeasesWaitInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const leases, perSecond = 1000, 20
+		k := New(Config{Timeout: 3 * time.Second, PerSecond: perSecond, Recheck: time.Minute})
+		defer k.Close()
+		var asked [leases]atomic.Int32
+		var all [leases]*Lease
+		for i := range all {
+			all[i] = &Lease{
+				Ask: func(context.Context) (Terms, error) { asked[i].Add(1); return Terms{Final: true}, nil }, // not again
+				End: func(why Why) { t.Errorf("ended: %v", why) },
+			}
+			k.Hold(all[i], Terms{})
+		}
+		elapse(61 * time.Second)
+		k.mu.Lock()
+		due, queued := k.due.Len(), len(k.queue)
+		k.mu.Unlock()
+		if queued != 0 || due < leases-10*perSecond {
+			t.Errorf("%d wait in line and %d are looked at by time; want all that were not asked, and none", due, queued)
+		}
+		released := all[:leases/2]
+		for _, l := range released {
+			k.Release(l)
+		}
+		elapse(leases / perSecond * time.Second)
+		synctest.Wait()
+		for i := range all {
+			if n := asked[i].Load(); n > 1 || n == 0 && i >= len(released) {
+				t.Errorf("lease %d: asked %d times, want once", i, n)
+			}
+		}
+		if k.due.Len() != 0 {
+			t.Errorf("%d are left in line", k.due.Len())
 		}
 	})
 }
