@@ -7,13 +7,20 @@ import (
 	"time"
 )
 
+// newCrowdedGate returns a gate in which no more connections may wait than so many.
+func newCrowdedGate(t *testing.T, most int) *gate {
+	t.Helper()
+	g := newGate(t, newEcho(t), nil)
+	g.waiting.mu.Lock()
+	defer g.waiting.mu.Unlock()
+	g.waiting.most = most
+	return g
+}
+
 // Silent connections beyond the bound make room for others, the oldest first, and keep nobody from a session.
 func TestSilentConnectionsMakeRoom(t *testing.T) {
-	g := newGate(t, newEcho(t), nil)
 	const most, more = 5, 3
-	g.waiting.mu.Lock()
-	g.waiting.most = most
-	g.waiting.mu.Unlock()
+	g := newCrowdedGate(t, most)
 	var silent []net.Conn
 	for i := range most + more {
 		c := g.dial(t)
@@ -77,11 +84,8 @@ func (g *gate) awaitWaiting(t *testing.T, want int) {
 
 // A request with a body that does not come is answered at once, and lingers: so do many of them, within the bound.
 func TestRefusedConnectionsMakeRoom(t *testing.T) {
-	g := newGate(t, newEcho(t), nil)
 	const most, more = 5, 3
-	g.waiting.mu.Lock()
-	g.waiting.most = most
-	g.waiting.mu.Unlock()
+	g := newCrowdedGate(t, most)
 	for range most + more {
 		a := g.send(t, request("POST /x HTTP/1.1", "Host: a", "Content-Length: 5"))
 		if a.StatusCode != 404 && a.StatusCode != 405 {

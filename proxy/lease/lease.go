@@ -157,7 +157,13 @@ func (k *Keeper) Release(l *Lease) {
 func (k *Keeper) Len() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.queue)
+	n := len(k.queue)
+	for e := k.due.Front(); e != nil; e = e.Next() {
+		if e.Value.(*Lease).index < 0 { // else it has been counted
+			n++
+		}
+	}
+	return n
 }
 
 func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {

@@ -324,6 +324,9 @@ func TestDueLeasesWaitInLine(t *testing.T) {
 		if queued != 0 || due < leases-10*perSecond {
 			t.Errorf("%d wait in line and %d are looked at by time; want all that were not asked, and none", due, queued)
 		}
+		if n := k.Len(); n != due {
+			t.Errorf("%d to be looked after, want the %d in line", n, due)
+		}
 		released := all[:leases/2]
 		for _, l := range released {
 			k.Release(l)

@@ -39,9 +39,6 @@ func (p *policy) reprieve(s side, now moment) bool {
 
 // look asks the kernel about side s, and notes when the peer last took anything.
 func (p *policy) look(s side, now moment) (d delivery, ok bool) {
-	if p.kernel == nil {
-		return d, false
-	}
 	d, ok = p.kernel.delivery(s)
 	if e := &p.ends[s]; ok && d.acked != e.acked {
 		e.acked, e.moved = d.acked, now-d.quiet

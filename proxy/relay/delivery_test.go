@@ -58,41 +58,30 @@ func TestPingAnsweredOnASlowLink(t *testing.T) {
 	})
 }
 
-func TestPingThatCannotBeDelivered(t *testing.T) {
-	bothSides(t, func(t *testing.T, dead side) {
-		s, chat := pinged(t, dead)
-		s.onTheWay(dead, 1<<20, 1<<20)
-		chat(10 * time.Second)
-		s.want(dead, "close 3008 no pong")
-	})
-}
-
-// It takes something, and then nothing any more.
-func TestPingOnALinkThatBreaks(t *testing.T) {
-	bothSides(t, func(t *testing.T, dead side) {
-		s, chat := pinged(t, dead)
-		chat(8 * time.Second)
-		s.onTheWay(dead, 1<<20, 1<<20)
-		chat(10*time.Second - 1)
-		s.want(dead)
-		s.wantLive()
-		chat(1)
-		s.want(dead, "close 3008 no pong")
-	})
-}
-
-// Delivered at once, and never answered: the deadline is that of the delivery.
-func TestPingDelivered(t *testing.T) {
-	bothSides(t, func(t *testing.T, deaf side) {
-		s, chat := pinged(t, deaf)
-		chat(time.Second)
-		s.onTheWay(deaf, 1<<20, 0)
-		chat(10*time.Second - 1)
-		s.want(deaf)
-		s.wantLive()
-		chat(1)
-		s.want(deaf, "close 3008 no pong")
-	})
+// The peer has ten seconds from what it took last, be that the ping or what is queued before it.
+func TestPingWithoutAnAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		after         time.Duration // the ping, the peer's kernel last acknowledged something
+		acked, queued uint64
+	}{
+		{"it takes nothing", 0, 1 << 20, 1 << 20},
+		{"it takes something, and then nothing any more", 8 * time.Second, 1 << 20, 1 << 20},
+		{"it takes the ping", time.Second, 1 << 20, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bothSides(t, func(t *testing.T, dead side) {
+				s, chat := pinged(t, dead)
+				chat(tt.after)
+				s.onTheWay(dead, tt.acked, tt.queued)
+				chat(10*time.Second - 1)
+				s.want(dead)
+				s.wantLive()
+				chat(1)
+				s.want(dead, "close 3008 no pong")
+			})
+		})
+	}
 }
 
 // A side whose socket takes nothing more, since what it holds is long in going out.

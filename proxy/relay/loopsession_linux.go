@@ -55,14 +55,15 @@ func (s *loopSession) watch(on side) {
 // ready does what epoll says can be done for a side. What errors and hang-ups
 // mean is found out by the call that follows.
 func (s *loopSession) ready(on side, events uint32) {
-	const over = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
-	if events&(over|unix.EPOLLPRI) != 0 { // at urgent data, too, a read stops short
+	// Before the end, and at urgent data, a read is short with more behind it.
+	const more = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR | unix.EPOLLPRI
+	if events&more != 0 {
 		s.toEnd[on] = true
 	}
-	if events&(unix.EPOLLIN|unix.EPOLLPRI|over) != 0 {
+	if events&(unix.EPOLLIN|more) != 0 {
 		s.readable[on] = true
 	}
-	if events&(unix.EPOLLOUT|over) != 0 && len(s.pending[on]) > 0 {
+	if events&(unix.EPOLLOUT|more) != 0 && len(s.pending[on]) > 0 {
 		s.flush(on)
 	}
 	if s.mayRead(on) {

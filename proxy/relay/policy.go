@@ -49,7 +49,7 @@ type policy struct {
 	started moment
 	active  moment // when a data frame's bytes last came, from either side
 	meter   meter  // of what the client may send
-	kernel  kernel // asked before a peer is given up; nil: nobody is
+	kernel  kernel // asked before a peer is given up
 	nonce   uint64 // our pings carry nonce+1, nonce+2, ...
 	reason  Reason // why the session ends; empty while it does not
 	code    int
