@@ -135,6 +135,7 @@ func TestLargeBodies(t *testing.T) {
 			}
 		})
 	}
+	g.awaitWaiting(t, 0) // net/http lingers before it closes
 }
 
 func TestExchangesNeedAVerifierOfTokens(t *testing.T) {

@@ -50,23 +50,40 @@ func (t *tenure) end(why lease.Why) {
 	t.mu.Lock()
 	live := t.live
 	t.mu.Unlock()
+	if live == nil {
+		return // abandoned
+	}
 	live.Close(endings[why].reason, endings[why].closing)
 }
 
-// start hands the session that u has become to the relay, and its lease to the keeper. It may be over before start returns.
-func (s *session) start(u *upgrade, h relay.Handover) {
+// hold hands the lease of the session that u becomes to the keeper. Its end waits until start or abandon has followed.
+func (s *session) hold(u *upgrade) {
 	p, t := s.proxy, s.tenure
 	if t == nil {
-		p.relay.Start(h)
 		return
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	p.keeper.Hold(&t.Lease, termsOf(u.decision))
 	if p.renewable(u) {
 		p.renewals.add(s) // what can be found is held
 	}
-	t.live = p.relay.Start(h)
+}
+
+// start hands the session to the relay. It may be over before start returns.
+func (s *session) start(h relay.Handover) {
+	live := s.proxy.relay.Start(h)
+	if t := s.tenure; t != nil {
+		t.live = live
+		t.mu.Unlock()
+	}
+}
+
+// abandon lets go of a session that was held and comes to nothing.
+func (s *session) abandon() {
+	s.release()
+	if s.tenure != nil {
+		s.tenure.mu.Unlock()
+	}
 }
 
 // release forgets the lease of a session that is over.

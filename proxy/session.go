@@ -56,9 +56,17 @@ func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
 	return &refusal{reason: Internal, err: err}, admin.DialFailed
 }
 
-// takeOver takes the client's connection over from net/http and answers 101. Until the hijack every no is an ordinary answer;
-// after it there is none, and after the 101 it is a Close frame.
+// takeOver takes the client's connection over from net/http and answers 101, where there is no session yet, and maybe never.
 func (p *Proxy) takeOver(u *upgrade) *refusal {
+	if no := p.hijack(u); no != nil {
+		return no
+	}
+	return u.write(p.switchingProtocols(u))
+}
+
+// hijack takes the client's connection over from net/http. Until then every no is an ordinary answer; after it there is none,
+// and after the 101 it is a Close frame.
+func (p *Proxy) hijack(u *upgrade) *refusal {
 	conn, buffered, err := http.NewResponseController(u.w).Hijack()
 	if err != nil {
 		return &refusal{reason: Internal, err: err}
@@ -68,22 +76,17 @@ func (p *Proxy) takeOver(u *upgrade) *refusal {
 	buffered.Read(u.early) // cannot fail: it is in the buffer
 
 	u.id = rand.Text()
-	answer := p.switchingProtocols(u)
-	if u.upstream != nil {
-		answer = append(answer, p.greet(u)...)
-	}
-	no := u.write(answer)
-	u.open = no == nil
-	return no
+	return nil
 }
 
-// write writes to the client in place of net/http, and leaves no deadline: HTTP's are none of the session's (traefik#10589).
+// write writes to the client in place of net/http, the 101 first, and leaves no deadline: HTTP's are none of the session's (traefik#10589).
 func (u *upgrade) write(b []byte) *refusal {
 	u.hijacked.SetDeadline(time.Now().Add(switchTimeout))
 	if _, err := u.hijacked.Write(b); err != nil {
 		return &refusal{reason: ClientGone, err: err}
 	}
 	u.hijacked.SetDeadline(time.Time{})
+	u.open = true
 	return nil
 }
 
@@ -92,14 +95,12 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 	if p.isClosing() {
 		return &refusal{reason: Draining}
 	}
-	var no *refusal
+	var answer []byte
 	if !u.open {
-		no = p.takeOver(u)
-	} else if greeting := p.greet(u); greeting != nil {
-		no = u.write(greeting)
-	}
-	if no != nil {
-		return no
+		if no := p.hijack(u); no != nil {
+			return no
+		}
+		answer = p.switchingProtocols(u)
 	}
 	s := &session{
 		proxy:   p,
@@ -110,11 +111,18 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 		path:    strings.Clone(brief(u.path)),
 		tenure:  p.newTenure(u),
 	}
+	s.hold(u) // before the client knows its id, by which it may renew it at once
+	if answer = append(answer, p.greet(u)...); len(answer) > 0 {
+		if no := u.write(answer); no != nil {
+			s.abandon()
+			return no
+		}
+	}
 	p.metrics.Upgraded()
 	p.metrics.SessionStarted()
 	p.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
 	u.started = true
-	s.start(u, relay.Handover{
+	s.start(relay.Handover{
 		Client:        u.hijacked,
 		Upstream:      u.upstream.Conn,
 		ClientEarly:   u.early,
