@@ -3,6 +3,8 @@ package relay
 import (
 	"bytes"
 	"errors"
+	"io"
+	"math"
 	"strings"
 	"testing"
 
@@ -28,8 +30,16 @@ func TestViolationsEndSession(t *testing.T) {
 		"reserved control opcode": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xB}, "x") }, frame.ErrOpcode,
 		},
+		"last reserved opcode, empty": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xF}, "") }, frame.ErrOpcode,
+		},
 		"fragmented ping": {
 			func(p *peer) []byte { return p.wire(frame.Header{Opcode: frame.Ping}, "x") }, frame.ErrControl,
+		},
+		"long ping": {
+			func(p *peer) []byte {
+				return p.wire(frame.Header{Fin: true, Opcode: frame.Ping}, strings.Repeat("x", 126))
+			}, frame.ErrControl,
 		},
 		"long pong": {
 			func(p *peer) []byte {
@@ -58,11 +68,28 @@ func TestViolationsEndSession(t *testing.T) {
 		"RSV without an extension": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, RSV: frame.RSV1, Opcode: frame.Text}, "x") }, frame.ErrRSV,
 		},
+		"RSV2": {
+			func(p *peer) []byte {
+				return p.wire(frame.Header{Fin: true, RSV: frame.RSV2, Opcode: frame.Binary}, "x")
+			}, frame.ErrRSV,
+		},
+		"RSV3 on a ping": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, RSV: frame.RSV3, Opcode: frame.Ping}, "x") }, frame.ErrRSV,
+		},
 		"Close with half a code": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03") }, frame.ErrClose,
 		},
 		"Close with a code that may not be sent": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xee") }, frame.ErrClose,
+		},
+		"Close with code 0": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x00\x00") }, frame.ErrClose,
+		},
+		"Close with code 5000": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x13\x88") }, frame.ErrClose,
+		},
+		"Close with code 65535": {
+			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\xff\xff") }, frame.ErrClose,
 		},
 		"Close whose reason is not text": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe8\xff") }, frame.ErrClose,
@@ -110,6 +137,91 @@ func TestViolationsEndSession(t *testing.T) {
 					if end.Reason != reasonFraming[side] || end.Code != frame.CodeProtocol {
 						t.Errorf("end %+v", end)
 					}
+				}
+			})
+		})
+	}
+}
+
+// The largest length there is may be announced: in passthrough no limit is set by default, and nothing is kept of what it is
+// the length of. A terminating relay, which keeps messages whole, refuses it.
+func TestLargestLength(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e engine) {
+		r := newRig(t, e, e.config())
+		for side := range side(2) {
+			s := r.open()
+			from, to := s.client, s.upstream
+			if side == upstream {
+				from, to = to, from
+			}
+			h := frame.Header{Fin: true, Opcode: frame.Binary, Masked: from.role == frame.Client, Length: math.MaxInt64}
+			wire := append(h.Append(nil), pattern(0, 1000)...)
+			from.write(wire)
+			if e.terminates() {
+				from.expect("close 1009 " + string(frame.ErrTooBig))
+				to.expect("close 1001")
+				continue
+			}
+			got := make([]byte, len(wire))
+			if _, err := io.ReadFull(to.conn, got); err != nil || !bytes.Equal(got, wire) {
+				t.Errorf("%s reads %.20q, %v; want what was written", to, got, err)
+			}
+			from.reset()
+			to.expectCut()
+		}
+	})
+}
+
+// GHSA-w67g-5rqw-f597: keys that a client could foresee would let it choose the bytes on the wire to the upstream, where the
+// relay does the masking. In passthrough the client's own keys go on.
+func TestTerminatingRelayMasksAfresh(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e engine) {
+		if !e.terminates() {
+			t.Skip("the client masks")
+		}
+		s := newRig(t, e, e.config()).open()
+		const messages = 64
+		seen := make(map[[4]byte]bool)
+		for range messages {
+			s.client.write(appendBulk(nil, frame.Client, frame.Header{Fin: true, Opcode: frame.Binary}, []byte("x"))) // its key is zero
+			f, err := s.upstream.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[f.Key] = true
+		}
+		if len(seen) < messages-4 { // two alike among so many: once in two million runs
+			t.Errorf("%d different keys in %d messages", len(seen), messages)
+		}
+		s.hangUp()
+	})
+}
+
+// What comes behind a Close frame, in the same segment, is nobody's: neither a message, nor a violation, nor a request.
+func TestNothingPassesBehindAClose(t *testing.T) {
+	for name, behind := range map[string]func(*peer) []byte{
+		"a message":       func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "x") },
+		"another Close":   func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x0f\xa0") },
+		"a violation":     func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") },
+		"an HTTP request": func(*peer) []byte { return []byte("GET / HTTP/1.1\r\n\r\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, e engine) {
+				r := newRig(t, e, e.config())
+				for side := range side(2) {
+					s := r.open()
+					from, to := s.client, s.upstream
+					if side == upstream {
+						from, to = to, from
+					}
+					from.write(append(from.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe8"), behind(from)...))
+					to.expect("close 1000")
+					to.sendClose(1000, "")
+					from.expect("close 1000")
+					s.upstream.conn.Close()
+					s.client.expectEOF()
+					s.client.conn.Close()
+					s.wantEnd(End{Reason: reasonClosed[side], Code: 1000})
 				}
 			})
 		})
