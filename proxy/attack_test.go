@@ -6,8 +6,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"portcullis/upstream"
 )
@@ -250,6 +253,30 @@ func TestEarlyBytesBothWays(t *testing.T) {
 	}
 }
 
+// traefik#10589, traefik#10601: the deadlines that net/http leaves on a connection would end the session at some later time.
+func TestDeadlinesEndWithTheHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		defer here.Close()
+		here.SetDeadline(time.Now().Add(time.Minute))
+		go func() {
+			io.CopyN(io.Discard, there, 3)
+			time.Sleep(24 * time.Hour)
+			io.WriteString(there, "late")
+			io.Copy(io.Discard, there)
+		}()
+		if no := (&upgrade{hijacked: here}).write([]byte("101")); no != nil {
+			t.Fatal(no.err)
+		}
+		if n, err := io.ReadFull(here, make([]byte, 4)); err != nil {
+			t.Errorf("read after a day: got %d bytes, %v", n, err)
+		}
+		if _, err := here.Write([]byte("later")); err != nil {
+			t.Errorf("write after a day: got %v", err)
+		}
+	})
+}
+
 // CVE-2018-1002105: tunnel only after a 101 that is right in every part.
 func TestBad101NeverTunnels(t *testing.T) {
 	const key = "Sec-WebSocket-Key"
@@ -362,6 +389,96 @@ func TestUpstreamSays426(t *testing.T) {
 	a := g.send(t, handshake("/?token=good"))
 	if a.StatusCode != 426 || a.Header.Get("Sec-WebSocket-Version") != "8" || a.Header.Get("Upgrade") != "websocket" {
 		t.Errorf("got %d %v, want the upstream's 426 and version, and our Upgrade", a.StatusCode, a.Header)
+	}
+}
+
+// CVE-2018-1002105, 0ang3el/websocket-smuggle: behind a refusal there is no tunnel, whatever the refusal looks like, and what
+// the client sends behind its handshake is nobody's.
+func TestNothingGoesUpstreamBehindARefusal(t *testing.T) {
+	for _, head := range []string{
+		"HTTP/1.1 426 Upgrade Required\r\nSec-WebSocket-Version: 8\r\nUpgrade: websocket\r\nConnection: Upgrade",
+		"HTTP/1.1 200 OK\r\nUpgrade: websocket\r\nConnection: Upgrade",
+		"HTTP/1.1 403 Forbidden\r\nConnection: keep-alive\r\nKeep-Alive: timeout=60",
+		"HTTP/1.1 302 Found\r\nLocation: /admin",
+	} {
+		t.Run(head[9:12], func(t *testing.T) {
+			behind := make(chan string, 1)
+			b := newBackend(t, func(conn net.Conn, _ *http.Request) {
+				io.WriteString(conn, head+"\r\nContent-Length: 0\r\n\r\n")
+				rest, err := io.ReadAll(conn)
+				if isTimeout(err) {
+					t.Error("the upstream's connection stays open")
+				}
+				behind <- string(rest)
+			})
+			g := newGate(t, b.url, nil)
+			a := g.send(t, handshake("/?token=good")+request("GET /admin HTTP/1.1", "Host: gate.example"))
+			if got := strconv.Itoa(a.StatusCode); got != head[9:12] {
+				t.Errorf("got %s, want the upstream's", got)
+			}
+			a.closed(t)
+			if got := <-behind; got != "" {
+				t.Errorf("upstream got %q behind its refusal", got)
+			}
+			g.send(t, handshake("/?token=good")) // dials anew
+			b.next(t)
+			b.next(t)
+		})
+	}
+}
+
+// OWASP WSTG, GHSA-q355-h244-969h: a page elsewhere has the browser send its cookies along. It gets no answer from the
+// verifier, nor a handshake.
+func TestPageElsewhereOpensNothing(t *testing.T) {
+	verifier := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the verifier was asked") }))
+	defer verifier.Close()
+	for _, lines := range [][]string{
+		{"Origin: https://evil.example"},
+		{"Origin: null"},
+		{"Origin: https://app.example.evil.example"},
+		{"Origin: https://app.example", "Origin: https://evil.example"},
+	} {
+		t.Run(strings.Join(lines, ", "), func(t *testing.T) {
+			l := newUnreached(t)
+			g := newGate(t, "ws://"+l.Addr().String(), func(c *Config) {
+				c.Auth.URL, c.Auth.TokenFrom = verifier.URL, []string{"cookie:sid"}
+				c.Origin.Origins = []string{"https://app.example"}
+			})
+			a := g.send(t, handshake("/", append(lines, "Cookie: sid=good")...))
+			if a.StatusCode != 403 {
+				t.Errorf("got %d, want 403", a.StatusCode)
+			}
+			l.check(t)
+		})
+	}
+}
+
+// A request whose header does not end is not waited for, or a few such requests take every descriptor (slowloris).
+func TestHeaderThatDoesNotEnd(t *testing.T) {
+	c := defaults(t)
+	c.Auth.URL, c.Upstream.URL = "http://127.0.0.1", "ws://127.0.0.1"
+	p, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.server.ReadHeaderTimeout; got <= 0 || got > headerTimeout {
+		t.Errorf("a header may take %v, want at most %v", got, headerTimeout)
+	}
+	p.server.ReadHeaderTimeout = 50 * time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- p.Serve(l) }()
+	conn := (&gate{addr: l.Addr().String()}).dial(t)
+	io.WriteString(conn, strings.TrimSuffix(handshake("/?token=good"), "\r\n"))
+	if answer, err := io.ReadAll(conn); isTimeout(err) {
+		t.Errorf("the connection stays open, answered %q", answer)
+	}
+	p.Cut()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 
