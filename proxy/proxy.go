@@ -17,6 +17,7 @@ import (
 
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
+	"portcullis/proxy/certificate"
 	"portcullis/proxy/clientip"
 	"portcullis/proxy/lease"
 	"portcullis/proxy/origin"
@@ -112,6 +113,7 @@ type Proxy struct {
 	refused      places        // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
 
 	server                   *http.Server
+	certificate              *certificate.Reloader // nil: no TLS
 	drainDelay, drainTimeout time.Duration
 	base                     context.Context // of every request; ended by Cut
 	cut                      context.CancelFunc

@@ -58,7 +58,8 @@ func (p *Proxy) newServer(c *Config) (*http.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	pair.Warn = func(err error) { p.log.Warn("the certificate in use is not the newest", "error", err) }
+	pair.Warn = func(err error) { p.log.Warn("the certificate needs care", "error", err) }
+	p.certificate = pair
 	s.TLSConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"http/1.1"},
@@ -79,7 +80,10 @@ func (p *Proxy) Serve(l net.Listener) error {
 		return nil
 	}
 	err := error(nil)
-	if l = (&listener{l, p.log, p.waiting}); p.server.TLSConfig != nil {
+	if l = (&listener{l, p.log, p.waiting}); p.certificate != nil {
+		watching, stop := context.WithCancel(p.base)
+		defer stop()
+		go p.certificate.Watch(watching)
 		err = p.server.ServeTLS(l, "", "")
 	} else {
 		err = p.server.Serve(l)

@@ -1,8 +1,9 @@
 // Package certificate keeps the server's TLS certificate current: it loads a certificate and its key from two files
 // and loads both anew when either changes, so that a renewal needs no restart and ends no session.
 //
-// There is no goroutine and nothing to close. A handshake looks at the files, once a second at most, and goes on with what it
-// finds. The handshakes beside it go on with the pair at hand, so that a hanging file system holds up one of them and not all.
+// A handshake looks at the files, once a second at most, and goes on with what it finds. The handshakes beside it go on with
+// the pair at hand, so that a hanging file system holds up one of them and not all. Watch looks once a day besides, and warns of
+// a certificate that clients refuse, or soon will.
 //
 // Two files cannot be replaced at one moment. Between the first and the second, or in the middle of a write, certificate and
 // key do not match or do not parse; then the old pair stays, the problem is reported once, and the next look tries
@@ -10,7 +11,10 @@
 package certificate
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,10 +28,18 @@ import (
 // renewal can wait that long, being due weeks before the old certificate expires.
 const interval = time.Second
 
+const (
+	// day is between two warnings of a certificate that is not renewed.
+	day = 24 * time.Hour
+	// soon is how long before its end a certificate is warned about. Tools that renew them do so 30 days before.
+	soon = 14 * day
+)
+
 // Reloader hands out the certificate. It is safe for concurrent use; make it with New.
 type Reloader struct {
 	// Warn is told of files that changed and do not load, while the old pair stays in use: once for each problem, until it is
-	// gone. It runs inside a handshake, and never twice at a time. Nil: nobody is told. Set it before the first handshake.
+	// gone. It is told of a pair that is not valid, or not for long, when it is loaded and every day. It runs inside a
+	// handshake or in Watch, and never twice at a time. Nil: nobody is told. Set it before either.
 	Warn func(error)
 
 	certFile, keyFile string
@@ -36,7 +48,7 @@ type Reloader struct {
 	pair atomic.Pointer[tls.Certificate] // never nil after New
 	due  atomic.Int64                    // elapsed time from which to look again
 
-	looking sync.Mutex // held by the one handshake that looks, and only ever tried; guards what follows
+	looking sync.Mutex // held by the one that looks; handshakes only ever try it; guards what follows
 	loaded  stamps     // of the files that pair was read from
 	warned  string     // the problem reported last; empty: none since the files were last in order
 }
@@ -77,7 +89,7 @@ func New(certFile, keyFile string) (*Reloader, error) {
 // Get is for tls.Config.GetCertificate. It always has a pair and never fails.
 func (r *Reloader) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if r.isDue() && r.looking.TryLock() {
-		r.look()
+		r.look(false)
 	}
 	return r.pair.Load(), nil
 }
@@ -86,25 +98,72 @@ func (r *Reloader) isDue() bool {
 	return int64(r.elapsed()) >= r.due.Load()
 }
 
-// look takes over a changed pair and reports one that does not load. It is called with r.looking held and unlocks it.
-func (r *Reloader) look() {
+// look takes over a changed pair and reports one that does not load. It is called with r.looking held and unlocks it. Daily
+// it reports a pair that is not valid for long, too, which it does of a new one at once.
+func (r *Reloader) look(daily bool) {
 	defer r.looking.Unlock() // also if Warn panics: net/http recovers, and the next handshakes look again
-	if !r.isDue() {
+	if !daily && !r.isDue() {
 		return // another handshake looked after this one had found it due
 	}
 	r.due.Store(int64(r.elapsed() + interval))
 
-	err := r.load()
-	if err == nil {
+	before := r.pair.Load()
+	if err := r.load(); err == nil {
 		r.warned = ""
-		return
-	}
-	if problem := err.Error(); problem != r.warned {
+	} else if problem := err.Error(); problem != r.warned {
 		r.warned = problem
-		if r.Warn != nil {
-			r.Warn(err)
+		r.warn(fmt.Errorf("%w; until then the pair before it stays in use", err))
+	}
+	if daily || r.pair.Load() != before {
+		r.warn(r.validity(time.Now()))
+	}
+}
+
+func (r *Reloader) warn(err error) {
+	if err != nil && r.Warn != nil {
+		r.Warn(err)
+	}
+}
+
+// Watch looks at the files and at the validity of what they hold, now and once a day, until ctx ends.
+func (r *Reloader) Watch(ctx context.Context) {
+	for {
+		r.looking.Lock()
+		r.look(true)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(day):
 		}
 	}
+}
+
+// validity says what is wrong with the times of the certificates in use: the leaf, and those above it that clients need. A
+// root, which signs itself, they have of their own.
+func (r *Reloader) validity(now time.Time) error {
+	for i, der := range r.pair.Load().Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil || i > 0 && bytes.Equal(c.RawSubject, c.RawIssuer) {
+			continue
+		}
+		var wrong string
+		switch left := c.NotAfter.Sub(now); {
+		case left < 0:
+			wrong = "expired at " + c.NotAfter.Format(time.RFC3339)
+		case now.Before(c.NotBefore):
+			wrong = "is not valid before " + c.NotBefore.Format(time.RFC3339)
+		case left < soon:
+			wrong = "expires soon, at " + c.NotAfter.Format(time.RFC3339)
+		default:
+			continue
+		}
+		whose := ""
+		if i > 0 {
+			whose = fmt.Sprintf(" of its issuer %q", c.Subject)
+		}
+		return fmt.Errorf("TLS_CERT_FILE: %q holds a certificate%s that %s; want it renewed", r.certFile, whose, wrong)
+	}
+	return nil
 }
 
 // load reads the pair unless its files are those it was read from. After an error the stamps are still the old pair's, so that
