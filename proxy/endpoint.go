@@ -20,8 +20,8 @@ const (
 )
 
 // checkExchanges notes the mistakes in the settings of these endpoints.
-func (p *Proxy) checkExchanges(c *Config, note func(format string, a ...any)) {
-	byToken := p.auth == nil || p.auth.ByToken()
+func checkExchanges(c *Config, note func(format string, a ...any)) {
+	byToken := c.Auth.ByToken()
 	if c.Renewal && !byToken {
 		note("RENEWAL: \"true\" needs to know whose a token is by the token alone, which AUTH_MODE=%s does not; want false, or another mode", c.Auth.Mode)
 	}

@@ -172,7 +172,7 @@ func New(c Config) (*Proxy, error) {
 	p.relay, errs[6] = relay.New(c.Relay)
 	p.server, errs[7] = p.newServer(&c)
 	p.first, errs[8] = newFirstMessage(&c)
-	errs[9] = p.check(&c)
+	errs[9] = c.check()
 	if err := errors.Join(errs[:]...); err != nil {
 		if p.auth != nil {
 			p.auth.Close() // it may be fetching keys
@@ -185,18 +185,18 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// check finds the mistakes that no package sees alone. A part of p that had its own is nil.
-func (p *Proxy) check(c *Config) error {
+// check finds the mistakes that no package sees alone.
+func (c *Config) check() error {
 	var mistakes []error
 	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
 
-	if p.auth != nil && p.auth.UsesCookie() && p.origins != nil && p.origins.Any() {
+	if c.Auth.UsesCookie() && len(c.Origin.Origins) == 0 {
 		note("ORIGINS: %q allows every web page to use the cookies that authenticate; want the origins of your own pages", "")
 	}
-	if p.auth != nil && !p.auth.NamesSubject() && p.limits != nil && p.limits.PerSubject() {
+	if !c.Auth.NamesSubject() && c.Limits.PerSubject() {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
 	}
-	p.checkExchanges(c, note)
+	checkExchanges(c, note)
 	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
 	if c.Relay.Engine == "loop" && (c.TLSCertFile != "" || scheme == "wss" || scheme == "https") {
 		note("RELAY_ENGINE: %q is not for connections with TLS, here to the clients or to UPSTREAM_URL; want auto or stream", c.Relay.Engine)

@@ -70,6 +70,10 @@ func (c Config) PerSession() (s PerSession) {
 	return s
 }
 
+// PerSubject reports whether any limit by subject is set. Where clients have
+// no subject it would never apply.
+func (c Config) PerSubject() bool { return c.UpgradesPerSubject.N > 0 || c.SessionsPerSubject > 0 }
+
 // check returns every mistake in c, joined.
 func (c Config) check() error {
 	var mistakes []error

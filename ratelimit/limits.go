@@ -64,8 +64,7 @@ type Limits struct {
 
 	sessions *sessions
 
-	policy     string
-	perSubject bool
+	policy string
 }
 
 // New makes the limits that c describes. Its error joins every mistake in c,
@@ -75,8 +74,7 @@ func New(c Config) (*Limits, error) {
 		return nil, err
 	}
 	l := &Limits{
-		sessions:   newSessions(c),
-		perSubject: c.UpgradesPerSubject.N > 0 || c.SessionsPerSubject > 0,
+		sessions: newSessions(c),
 	}
 	if r := c.UpgradesPerIP; r.N > 0 {
 		l.addresses = newBuckets[netip.Prefix](r.limit(), r.burst(c.UpgradesPerIPBurst), tableSize)
@@ -167,7 +165,3 @@ func (l *Limits) Open(key netip.Prefix, subject string) (*Slot, Scope) {
 // address, such as `"upgrades";q=20;w=1`: 20 in a window of 1 second
 // (draft-ietf-httpapi-ratelimit-headers). "" if they are not limited.
 func (l *Limits) Policy() string { return l.policy }
-
-// PerSubject reports whether any limit by subject is set. Where clients have
-// no subject it would never apply.
-func (l *Limits) PerSubject() bool { return l.perSubject }

@@ -36,8 +36,8 @@ func TestZeroConfigLimitsNothing(t *testing.T) {
 			t.Fatalf("no slot: %s", scope)
 		}
 	}
-	if l.Policy() != "" || l.PerSubject() {
-		t.Errorf("got policy %q, per subject %v; want neither", l.Policy(), l.PerSubject())
+	if l.Policy() != "" {
+		t.Errorf("got policy %q, want none", l.Policy())
 	}
 }
 
@@ -144,7 +144,7 @@ func TestPerSubject(t *testing.T) {
 		{"cap", Config{SessionsPerSubject: 1}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := newLimits(t, test.c).PerSubject(); got != test.want {
+			if got := test.c.PerSubject(); got != test.want {
 				t.Errorf("got %v, want %v", got, test.want)
 			}
 		})

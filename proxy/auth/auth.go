@@ -51,7 +51,7 @@
 //   - header:NAME is a header's whole value. Authorization is special: it shows
 //     a token as "Bearer <token>" alone, and other schemes are none of ours.
 //   - cookie:NAME is one cookie. Browsers send it from any site, so the caller
-//     must check the Origin (see [Auth.UsesCookie]).
+//     must check the Origin (see [Config.UsesCookie]).
 //   - protocol:bearer is the pair "bearer, <token>" in Sec-WebSocket-Protocol,
 //     which browser script can set.
 //   - protocol:base64url.bearer.authorization.k8s.io is the entry of Kubernetes,
@@ -86,7 +86,6 @@ type Auth struct {
 	verifier verifier // nil: everybody passes (mode none)
 	cache    *cache   // the verifier, where it is a cache; nil otherwise
 	places   []place
-	cookie   bool // cookies may authenticate
 	shows    bool // the verifier is shown the request (mode forward)
 	keep     bool // TokenPass
 	identity []identityHeader
@@ -100,7 +99,7 @@ type Auth struct {
 func New(c Config) (*Auth, error) {
 	a := &Auth{keep: c.TokenPass, hash: newTokenHash()}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.foreign(), c.numbers()}
+	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.numbers(), c.foreign()}
 	var err error
 	switch c.Mode {
 	case modeEndpoint, modeIntrospect, modeJWT:
@@ -109,13 +108,12 @@ func New(c Config) (*Auth, error) {
 		}
 		mistakes = append(mistakes, err, a.choose(&c))
 	case modeForward:
-		// Nobody but the verifier knows which cookie authenticates.
-		a.cookie, a.shows = true, true
+		a.shows = true
 		mistakes = append(mistakes, a.choose(&c))
 	case modeNone:
-		a.places, a.cookie = nil, false
+		a.places = nil
 	default:
-		mistakes = append(mistakes[:2], mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none"))
+		mistakes = append(mistakes[:3], mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none"))
 	}
 	if err := errors.Join(mistakes...); err != nil {
 		a.Close()
@@ -137,8 +135,6 @@ func (a *Auth) findPlaces(c *Config) error {
 			mistakes = append(mistakes, mistake("AUTH_TOKEN_FROM", entry, "is listed twice; want each place once"))
 		default:
 			a.places = append(a.places, p)
-			_, cookie := p.(cookiePlace)
-			a.cookie = a.cookie || cookie
 		}
 	}
 	return errors.Join(mistakes...)
@@ -213,13 +209,17 @@ func (a *Auth) Required() bool { return a.verifier != nil }
 
 // NamesSubject reports whether each accepted client has a subject, so that
 // limits per subject mean something: in every mode but none.
-func (a *Auth) NamesSubject() bool { return a.verifier != nil }
+func (c *Config) NamesSubject() bool { return c.Mode != modeNone }
 
 // UsesCookie reports whether a cookie may authenticate: one is a place for the
 // token, or the verifier is shown all of them. A browser sends cookies with the
 // WebSocket handshakes of any site (cross-site WebSocket hijacking), so an
 // Origin allow list is then a must.
-func (a *Auth) UsesCookie() bool { return a.cookie }
+func (c *Config) UsesCookie() bool {
+	return c.Mode == modeForward || c.Mode != modeNone && slices.ContainsFunc(c.TokenFrom, func(entry string) bool {
+		return strings.HasPrefix(entry, "cookie:")
+	})
+}
 
 // Warnings returns what an operator should be told at start, a line each: what
 // works and is not safe.

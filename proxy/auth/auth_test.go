@@ -19,8 +19,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := newFrom(t, c)
-	if !a.Required() || !a.NamesSubject() || a.UsesCookie() {
-		t.Errorf("Required %t, NamesSubject %t, UsesCookie %t; want true, true, false", a.Required(), a.NamesSubject(), a.UsesCookie())
+	if !a.Required() || !c.NamesSubject() || c.UsesCookie() {
+		t.Errorf("Required %t, NamesSubject %t, UsesCookie %t; want true, true, false", a.Required(), c.NamesSubject(), c.UsesCookie())
 	}
 	if got, err := a.Find(upgrade("token=secret", "Authorization: Bearer secret")); err != nil || got.Token != "secret" {
 		t.Errorf("Find: %q, %v", got.Token, err)
@@ -43,7 +43,7 @@ func TestNewRefuses(t *testing.T) {
 		config Config
 		want   []string // what each line starts with
 	}{
-		{"the zero Config", Config{}, []string{`AUTH_MODE: "" is not a mode`}},
+		{"the zero Config", Config{}, []string{`AUTH_TIMEOUT: "0s" `, `AUTH_MODE: "" is not a mode`}},
 		{"a mode in capitals", with(func(c *Config) { c.Mode = "NONE" }), []string{`AUTH_MODE: "NONE" is not a mode`}},
 		{"all mistakes at once", Config{Mode: "endpoint", TokenFrom: []string{"body:token"}, Forward: []string{"sub"}}, []string{
 			`AUTH_TOKEN_FROM: "body:token" is not a place; want query:NAME`,
@@ -99,9 +99,10 @@ func TestNewRefuses(t *testing.T) {
 
 // In mode none a token is the upstream's business, but nobody may forge an identity.
 func TestModeNone(t *testing.T) {
-	a := newFrom(t, Config{Mode: "none", TokenFrom: []string{"query:token", "cookie:session"}, Forward: []string{"sub:X-Auth-Subject"}})
-	if a.Required() || a.NamesSubject() || a.UsesCookie() {
-		t.Errorf("Required %t, NamesSubject %t, UsesCookie %t; want false for all", a.Required(), a.NamesSubject(), a.UsesCookie())
+	c := Config{Mode: "none", TokenFrom: []string{"query:token", "cookie:session"}, Forward: []string{"sub:X-Auth-Subject"}}
+	a := newFrom(t, c)
+	if a.Required() || c.NamesSubject() || c.UsesCookie() {
+		t.Errorf("Required %t, NamesSubject %t, UsesCookie %t; want false for all", a.Required(), c.NamesSubject(), c.UsesCookie())
 	}
 	r := upgrade("token=a&token=b", "Cookie: session=c", "X-Auth-Subject: root")
 	if c, err := a.Find(r); c != (Credential{}) || err != nil {

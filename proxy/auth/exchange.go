@@ -9,7 +9,7 @@ import "net/http"
 // ByToken reports whether the verifier goes by the token alone, so that its
 // answer holds for every request that the client makes with it. Not so in mode
 // forward, whose answer holds for the one request that was shown, nor in none.
-func (a *Auth) ByToken() bool { return a.verifier != nil && !a.shows }
+func (c *Config) ByToken() bool { return c.Mode != modeNone && c.Mode != modeForward }
 
 // Bearer returns the token that r shows as Authorization: Bearer. Its errors
 // are those of [Auth.Find].

@@ -182,13 +182,14 @@ func TestForwardAnswers(t *testing.T) {
 
 // Cookies may be what authenticates, so a request without a token is asked about.
 func TestForwardWithoutAToken(t *testing.T) {
-	a := newFrom(t, forwardConfig(serve(t, func(w http.ResponseWriter, r *http.Request) {
+	c := forwardConfig(serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if _, err := r.Cookie("session"); err != nil {
 			w.WriteHeader(http.StatusUnauthorized)
 		}
-	}).URL))
-	if !a.Required() || !a.UsesCookie() {
-		t.Errorf("Required %t, UsesCookie %t; want both", a.Required(), a.UsesCookie())
+	}).URL)
+	a := newFrom(t, c)
+	if !a.Required() || !c.UsesCookie() {
+		t.Errorf("Required %t, UsesCookie %t; want both", a.Required(), c.UsesCookie())
 	}
 	d, err := askForward(t, a, fromServer("/"))
 	checkOutcome(t, d, err, refused)
