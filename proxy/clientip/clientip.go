@@ -54,17 +54,52 @@ func New(c Config) (*Resolver, error) {
 	r := &Resolver{trusted: make([]netip.Prefix, 0, len(c.TrustedProxies))}
 	var errs []error
 	for _, s := range c.TrustedProxies {
-		p, wrong := parsePrefix(strings.TrimSpace(s))
+		p, wrong := parsePrefix(s)
 		if wrong != "" {
 			errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %q %s; want an address or a CIDR prefix such as 10.0.0.0/8", s, wrong))
 			continue
 		}
 		r.trusted = append(r.trusted, p)
 	}
+	for _, e := range everyone {
+		if !slices.ContainsFunc(e.all, func(p netip.Prefix) bool { return !covered(p, r.trusted) }) {
+			errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %q trust every %s address, so that each client could name its own; want your own proxies alone",
+				strings.Join(c.TrustedProxies, ","), e.family))
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// everyone is where clients come from, by family: all of IPv4 below multicast (RFC 1112 section 4), and the global unicast
+// addresses of IPv6 that are given out (RFC 4291 section 2.4).
+var everyone = []struct {
+	family string
+	all    []netip.Prefix
+}{
+	{"IPv4", []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/2"), netip.MustParsePrefix("192.0.0.0/3")}},
+	{"IPv6", []netip.Prefix{netip.MustParsePrefix("2000::/3")}},
+}
+
+// covered reports whether each address in p is in one of prefixes.
+func covered(p netip.Prefix, prefixes []netip.Prefix) bool {
+	inside := false
+	for _, other := range prefixes {
+		if other.Bits() <= p.Bits() && other.Contains(p.Addr()) {
+			return true
+		}
+		inside = inside || p.Contains(other.Addr())
+	}
+	if !inside {
+		return false
+	}
+	lower := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	upper := lower.Addr().AsSlice()
+	upper[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	addr, _ := netip.AddrFromSlice(upper)
+	return covered(lower, prefixes) && covered(netip.PrefixFrom(addr, p.Bits()+1), prefixes)
 }
 
 // parsePrefix reads an address or a prefix, or says what is wrong with it.

@@ -228,13 +228,14 @@ func TestParsePeer(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	const want = "; want an address or a CIDR prefix such as 10.0.0.0/8"
+	const own = ", so that each client could name its own; want your own proxies alone"
 	for _, tt := range []struct {
 		name    string
 		trusted []string
 		err     string
 	}{
 		{"none", nil, ""},
-		{"all kinds", []string{"10.0.0.1", " 10.0.0.0/8 ", "::1", "fd00::/8", "::ffff:10.0.0.1", "::ffff:10.0.0.0/104"}, ""},
+		{"all kinds", []string{"10.0.0.1", "10.0.0.0/8", "::1", "fd00::/8", "::ffff:10.0.0.1", "::ffff:10.0.0.0/104"}, ""},
 		{"empty", []string{""}, `TRUSTED_PROXIES: "" is neither address nor prefix` + want},
 		{"name", []string{"proxy.internal"}, `TRUSTED_PROXIES: "proxy.internal" is neither address nor prefix` + want},
 		{"too long", []string{"10.0.0.0/33"}, `TRUSTED_PROXIES: "10.0.0.0/33" is neither address nor prefix` + want},
@@ -245,6 +246,11 @@ func TestNew(t *testing.T) {
 		{"everyone", []string{"0.0.0.0/0"}, `TRUSTED_PROXIES: "0.0.0.0/0" trusts everyone, so that each client could name its own address` + want},
 		{"everyone, IPv6", []string{"::/0"}, `TRUSTED_PROXIES: "::/0" trusts everyone, so that each client could name its own address` + want},
 		{"everyone, mapped", []string{"::ffff:0.0.0.0/96"}, `TRUSTED_PROXIES: "::ffff:0.0.0.0/96" trusts everyone, so that each client could name its own address` + want},
+		{"everyone in halves", []string{"0.0.0.0/1", "128.0.0.0/1"}, `TRUSTED_PROXIES: "0.0.0.0/1,128.0.0.0/1" trust every IPv4 address` + own},
+		{"everyone in pieces", []string{"192.0.0.0/3", "10.0.0.1", "64.0.0.0/2", "0.0.0.0/2", "128.0.0.0/2", "fd00::/8"},
+			`TRUSTED_PROXIES: "192.0.0.0/3,10.0.0.1,64.0.0.0/2,0.0.0.0/2,128.0.0.0/2,fd00::/8" trust every IPv4 address` + own},
+		{"everyone of IPv6", []string{"2000::/4", "3000::/4"}, `TRUSTED_PROXIES: "2000::/4,3000::/4" trust every IPv6 address` + own},
+		{"all but a piece", []string{"0.0.0.0/2", "64.0.0.0/3", "96.0.0.0/4", "112.0.0.0/5", "120.0.0.0/6", "124.0.0.0/7", "126.0.0.0/8", "128.0.0.0/1"}, ""},
 		{"wider than mapped", []string{"::ffff:0.0.0.0/80"}, `TRUSTED_PROXIES: "::ffff:0.0.0.0/80" is wider than the IPv4-mapped addresses it begins with` + want},
 		{
 			"all mistakes at once", []string{"x", "10.0.0.0/8", "y"},

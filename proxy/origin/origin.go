@@ -54,7 +54,7 @@ func New(c Config) (*List, error) {
 	}
 	var errs []error
 	for _, s := range c.Origins {
-		if wrong := l.add(strings.TrimSpace(s)); wrong != "" {
+		if wrong := l.add(s); wrong != "" {
 			errs = append(errs, fmt.Errorf("ORIGINS: %q %s; want scheme://host[:port], scheme://*.domain[:port] or null, or nothing at all for any origin", s, wrong))
 		}
 	}
@@ -79,11 +79,6 @@ func (l *List) add(pattern string) (wrong string) {
 		l.exact[o] = struct{}{}
 	}
 	return ""
-}
-
-// Any reports that there is no list: every origin passes.
-func (l *List) Any() bool {
-	return l.any
 }
 
 // Allows reports whether a request with these values of the Origin header may connect. None passes: it is not a browser's.

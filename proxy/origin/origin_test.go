@@ -88,7 +88,7 @@ var allowTests = []struct {
 
 func TestAllows(t *testing.T) {
 	l := newList(t, listed...)
-	if l.Any() {
+	if l.any {
 		t.Error("a list allows any origin")
 	}
 	for _, tt := range allowTests {
@@ -129,10 +129,10 @@ func TestCountOfHeaders(t *testing.T) {
 }
 
 func TestAny(t *testing.T) {
-	if !newList(t).Any() {
+	if !newList(t).any {
 		t.Error("an empty ORIGINS does not allow any origin")
 	}
-	if new(List).Any() {
+	if new(List).any {
 		t.Error("the zero List allows any origin")
 	}
 }
@@ -222,7 +222,8 @@ func TestHugeOriginIsBounded(t *testing.T) {
 func TestNew(t *testing.T) {
 	for _, tt := range []struct{ name, pattern, wrong string }{
 		{"empty", "", "has no scheme"},
-		{"any", "*", `has a "*" that is not the whole first label`},
+		{"any", "*", "would allow every web page"},
+		{"blank", " https://app.example.com", "has a malformed scheme"},
 		{"any host", "https://*", `has a "*" that is not the whole first label`},
 		{"any host, port", "https://*:8443", `has a "*" that is not the whole first label`},
 		{"any scheme", "*://app.example.com", `has a "*" that is not the whole first label`},
@@ -267,7 +268,7 @@ func TestNew(t *testing.T) {
 }
 
 func TestNewReportsAllMistakes(t *testing.T) {
-	_, err := New(Config{Origins: []string{"*", "https://good.example", "wss://x.example", " https://spaced.example "}})
+	_, err := New(Config{Origins: []string{"*", "https://good.example", "wss://x.example"}})
 	if err == nil || strings.Count(err.Error(), "\n") != 1 || !strings.Contains(err.Error(), `"*"`) || !strings.Contains(err.Error(), `"wss://x.example"`) {
 		t.Errorf("error\n%v\nwant a line for each of the two mistakes", err)
 	}

@@ -31,6 +31,9 @@ func parsePattern(s string) (o origin, wildcard bool, wrong string) {
 	if scheme, domain, ok := strings.Cut(s, "://*."); ok {
 		s, wildcard = scheme+"://"+domain, true
 	}
+	if s == "*" {
+		return o, wildcard, "would allow every web page"
+	}
 	if strings.Contains(s, "*") {
 		return o, wildcard, `has a "*" that is not the whole first label`
 	}
