@@ -57,7 +57,7 @@ func main() {
 		os.Exit(serve(environ))
 	case args[0] == "probe" && len(args) <= 2:
 		os.Exit(probeOnce(environ, strings.Join(args[1:], "")))
-	case args[0] == "version" && len(args) == 1:
+	case slices.Contains([]string{"version", "-v", "-version", "--version"}, args[0]) && len(args) == 1:
 		fmt.Println("portcullis", buildVersion())
 	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
 		fmt.Print(usage)
@@ -97,30 +97,6 @@ var reserved = []string{
 	"PROXY_PROTOCOL",
 }
 
-// ours matches the names that are likely meant for this program, and services those that container platforms make up for
-// services that are named so.
-var (
-	ours     = []string{"AUTH_*", "DRAIN_*", "LIMIT_*", "MESSAGE_*", "ORIGIN*", "PING_*", "PONG_*", "RATE_*", "RELAY_*", "TICKET*", "TRUSTED_*", "UPSTREAM_*"}
-	services = []string{"*_SERVICE_*", "*_PORT", "*_PORT_*"}
-)
-
-// misspelt returns the names in environ that look like settings and are none. They cannot be refused, since others may
-// have business with them, but a guard that is not up for a slip of the pen is worth a line in the log.
-func misspelt(environ map[string]string) (names []string) {
-	known := map[string]bool{}
-	variables, _ := env.GetFieldParams(new(settings)) // readSettings tells of an error
-	for _, v := range variables {
-		known[v.Key] = true
-		known[v.Key+"_FILE"] = matches(secrets, v.Key)
-	}
-	for _, name := range slices.Sorted(maps.Keys(environ)) {
-		if !known[name] && matches(ours, name) && !matches(services, name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // secrets matches the variables whose value is never shown. Each has a twin NAME_FILE, the path of a file that holds the value.
 var secrets = []string{"*_TOKEN", "*_SECRET"}
 
@@ -135,6 +111,29 @@ func matches(patterns []string, name string) bool {
 	})
 }
 
+// misspelt finds the names in environ that were probably meant for settings.
+func misspelt(environ map[string]string) []slip {
+	var set []string
+	for _, name := range slices.Sorted(maps.Keys(environ)) {
+		if environ[name] != "" {
+			set = append(set, name)
+		}
+	}
+	return slips(set, names())
+}
+
+// names are those of all variables that are read.
+func names() (known []string) {
+	variables, _ := env.GetFieldParams(new(settings)) // readSettings tells of an error
+	for _, v := range variables {
+		known = append(known, v.Key)
+		if matches(secrets, v.Key) {
+			known = append(known, v.Key+"_FILE")
+		}
+	}
+	return known
+}
+
 // readSettings reads the settings from environ. The error joins every mistake in it, one a line; a variable with a mistake
 // holds its default, so that whoever checks the settings further has no second complaint about it.
 func readSettings(environ map[string]string) (settings, error) {
@@ -144,26 +143,39 @@ func readSettings(environ map[string]string) (settings, error) {
 	if err != nil {
 		return s, err
 	}
+	changed := map[string]string{}
 	for _, v := range variables {
 		value, set := environ[v.Key]
-		if matches(secrets, v.Key) {
-			secret, err := readSecret(environ, v.Key)
+		secret := matches(secrets, v.Key)
+		if secret {
+			value, err = readSecret(environ, v.Key)
 			mistakes = append(mistakes, err)
-			value = secret
 		}
 		if value == "" && !(set && matches(emptySays, v.Key)) {
 			value = v.DefaultValue
 		}
-		if err := s.set(v.Key, value); err != nil {
+		if quoted(value) && !secret {
+			err = fmt.Errorf("%q has quotes, which are part of it where no shell takes them away; want it without", value)
+		} else {
+			err = s.set(v.Key, value)
+		}
+		if err != nil {
 			mistakes = append(mistakes, mistake(v.Key, value, err))
 			_ = s.set(v.Key, v.DefaultValue)
+			continue
+		}
+		if !slices.Contains([]string{v.DefaultValue, "", "0", "0s"}, value) { // which ask for nothing
+			changed[v.Key] = value
+			if secret {
+				changed[v.Key] = "***"
+			}
 		}
 	}
-	if s.LogFormat != "json" && s.LogFormat != "text" {
-		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", s.LogFormat))
-	}
-	if _, port, err := net.SplitHostPort(s.ListenAddr); err != nil || !isPort(port) {
-		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", s.ListenAddr))
+	mistakes = append(mistakes, s.check(), s.idle(changed))
+	for _, slip := range misspelt(environ) {
+		if slip.error {
+			mistakes = append(mistakes, slip)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(environ)) {
 		if value := environ[name]; value != "" && matches(reserved, name) {
@@ -176,13 +188,47 @@ func readSettings(environ map[string]string) (settings, error) {
 	return s, errors.Join(mistakes...)
 }
 
+// check finds the mistakes in what main alone needs.
+func (s *settings) check() error {
+	var mistakes []error
+	if s.LogFormat != "json" && s.LogFormat != "text" {
+		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", s.LogFormat))
+	}
+	host, port, err := net.SplitHostPort(s.ListenAddr)
+	if err != nil || !isPort(port) {
+		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", s.ListenAddr))
+	}
+	adminHost, adminPort, err := net.SplitHostPort(s.Admin.Addr)
+	if err == nil && port == adminPort && port != "0" && (host == adminHost || covers(host, adminHost) || covers(adminHost, host)) {
+		mistakes = append(mistakes, fmt.Errorf("ADMIN_ADDR: %q has the port of LISTEN_ADDR, %q; want another port for one of them", s.Admin.Addr, s.ListenAddr))
+	}
+	return errors.Join(mistakes...)
+}
+
+// covers reports whether to listen on host is to listen on other too.
+func covers(host, other string) bool {
+	return host == "" || host == "::" || host == "0.0.0.0" && !strings.Contains(other, ":")
+}
+
 // set parses one variable into its field. One at a time, because the library names struct fields in its errors, and several
 // packages have a field of the same name.
 func (s *settings) set(name, value string) error {
 	return env.ParseWithOptions(s, env.Options{
 		Environment:         map[string]string{name: value},
 		DefaultValueTagName: "-", // no defaults: readSettings has chosen the value
+		FuncMap:             map[reflect.Type]env.ParserFunc{reflect.TypeFor[[]string](): parseList},
 	})
+}
+
+// parseList takes a list apart at its commas, with white space around its entries or without.
+func parseList(s string) (any, error) {
+	list := strings.Split(s, ",")
+	for i, entry := range list {
+		if list[i] = strings.TrimSpace(entry); list[i] == "" {
+			return nil, fmt.Errorf("%q has an empty entry; want entries separated by one comma each", s)
+		}
+	}
+	return list, nil
 }
 
 // readSecret gives the value of a secret, from the variable itself or from the file that its twin names.
@@ -226,6 +272,11 @@ func mistake(name, value string, err error) error {
 		return fmt.Errorf("%s: %w", name, parse.Err)
 	}
 	return fmt.Errorf("%s: %q %s", name, value, wrong)
+}
+
+// quoted reports whether a value is in quotes that a shell would have taken away.
+func quoted(s string) bool {
+	return len(s) >= 2 && strings.ContainsRune(`"'`, rune(s[0])) && s[0] == s[len(s)-1]
 }
 
 func isPort(s string) bool {
@@ -324,8 +375,12 @@ func serve(environ map[string]string) int {
 		fmt.Fprintln(os.Stderr, err) // not a log record: a person reads this, whatever LOG_FORMAT says
 		return exitSettings
 	}
-	for _, name := range misspelt(environ) {
-		p.log.Warn("a variable looks like a setting and is none", "variable", name)
+	for _, slip := range misspelt(environ) {
+		attrs := []any{"variable", slip.name}
+		if slip.meant != "" {
+			attrs = append(attrs, "meant", slip.meant)
+		}
+		p.log.Warn("a variable looks like a setting and is none", attrs...)
 	}
 	return p.run(signals)
 }
@@ -340,12 +395,12 @@ func (p *program) run(signals <-chan os.Signal) int {
 	}
 	front, err := listen.Listen(context.Background(), "tcp", p.ListenAddr)
 	if err != nil {
-		p.log.Error("the front listener cannot be opened", "error", fmt.Errorf("LISTEN_ADDR: %q: %w", p.ListenAddr, err))
+		p.log.Error("the front listener cannot be opened", "error", fmt.Errorf("LISTEN_ADDR: %q: %w; %s", p.ListenAddr, err, remedy(err)))
 		return exitFailed
 	}
 	if err := p.admin.Start(); err != nil {
 		front.Close()
-		p.log.Error("the operator's listener cannot be opened", "error", err)
+		p.log.Error("the operator's listener cannot be opened", "error", fmt.Errorf("%w; %s", err, remedy(err)))
 		return exitFailed
 	}
 	served := make(chan error, 1)
@@ -365,6 +420,17 @@ func (p *program) run(signals <-chan os.Signal) int {
 		<-served
 		return code
 	}
+}
+
+// remedy says what to do about a listener that cannot be opened.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another process listens there, perhaps an earlier one of this program; want a port that is free"
+	case errors.Is(err, syscall.EACCES):
+		return "ports below 1024 are privileged; want a higher one, or the capability CAP_NET_BIND_SERVICE"
+	}
+	return "want an address of this machine"
 }
 
 // drain ends every session in order, within DRAIN_TIMEOUT or until a second signal.

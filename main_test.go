@@ -517,7 +517,7 @@ func TestDrain(t *testing.T) {
 
 	// silent opens a session whose client will not answer a Close, for it does not read.
 	silent := func(t *testing.T, environ ...string) *gate {
-		g := startGate(t, append(environ, "CLOSE_TIMEOUT=20s")...)
+		g := startGate(t, environ...)
 		g.open("/?token=token")
 		g.signal(syscall.SIGTERM)
 		g.await(`"msg":"draining"`)
@@ -528,7 +528,7 @@ func TestDrain(t *testing.T) {
 		g.exit(exitFailed)
 	})
 	t.Run("a second signal cuts", func(t *testing.T) {
-		g := silent(t, "DRAIN_TIMEOUT=1h")
+		g := silent(t, "DRAIN_TIMEOUT=1h", "CLOSE_TIMEOUT=1h")
 		g.signal(syscall.SIGTERM)
 		g.exit(exitFailed)
 	})
@@ -619,8 +619,11 @@ func TestCommands(t *testing.T) {
 		code           int
 	}{
 		{[]string{"version"}, "portcullis ", "", 0},
+		{[]string{"--version"}, "portcullis ", "", 0},
+		{[]string{"-v"}, "portcullis ", "", 0},
 		{[]string{"help"}, "portcullis probe [URL]", "", 0},
 		{[]string{"--help"}, "config.example.env", "", 0},
+		{[]string{"-h"}, "config.example.env", "", 0},
 		{[]string{"serv"}, "", `unknown command "serv"`, 2},
 		{[]string{"version", "2"}, "", "usage:", 2},
 		{[]string{"probe", "a", "b"}, "", "usage:", 2},
@@ -644,8 +647,24 @@ func TestPortTaken(t *testing.T) {
 		environ := map[string]string{"LISTEN_ADDR": "127.0.0.1:0", "ADMIN_ADDR": "127.0.0.1:0"}
 		environ[name] = taken.Addr().String()
 		_, stderr, code := execute(t, []string{"LISTEN_ADDR=" + environ["LISTEN_ADDR"], "ADMIN_ADDR=" + environ["ADMIN_ADDR"]})
-		if code != exitFailed || !strings.Contains(stderr, name) || !strings.Contains(stderr, "address already in use") {
-			t.Errorf("%s: got %d %s, want %d and its name", name, code, stderr, exitFailed)
+		if code != exitFailed || !strings.Contains(stderr, name) || !strings.Contains(stderr, "address already in use; another process") {
+			t.Errorf("%s: got %d %s, want %d, its name and why", name, code, stderr, exitFailed)
+		}
+	}
+}
+
+func TestRemedy(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{syscall.EADDRINUSE, "want a port that is free"},
+		{syscall.EACCES, "ports below 1024 are privileged"},
+		{syscall.EADDRNOTAVAIL, "want an address of this machine"},
+		{&net.DNSError{Err: "no such host", Name: "nowhere"}, "want an address of this machine"},
+	} {
+		if got := remedy(&net.OpError{Op: "listen", Err: tt.err}); !strings.Contains(got, tt.want) {
+			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)
 		}
 	}
 }
@@ -680,6 +699,15 @@ func TestMistakesInSettings(t *testing.T) {
 		{"a first message that nobody asks for", []string{"AUTH_MODE=none", "AUTH_FIRST_MESSAGE=true", "AUTH_FIRST_MESSAGE_FORMAT=json"},
 			[]string{`AUTH_FIRST_MESSAGE: "true" `, `AUTH_FIRST_MESSAGE_FORMAT: "json" `}},
 		{"renewal without subjects", []string{"AUTH_MODE=none", "RENEWAL=true"}, []string{`RENEWAL: "true" `}},
+		{"names that were meant for others", []string{"TLS_CERT=/cert.pem", "TLS_KEY=hunter2", "auth_mode=jwt", "LISTEN_ADDRESS=:80", "LIMIT_SESSION="},
+			[]string{"TLS_CERT: is no setting; want TLS_CERT_FILE, ", "TLS_KEY: is no setting", "auth_mode: is no setting"}},
+		{"two listeners on one port", []string{"LISTEN_ADDR=127.0.0.1:9090"}, []string{`ADMIN_ADDR: "127.0.0.1:9090" has the port of LISTEN_ADDR`}},
+		{"two listeners on one port of every address", []string{"LISTEN_ADDR=[::1]:3000", "ADMIN_ADDR=:3000"}, []string{`ADMIN_ADDR: ":3000" has the port`}},
+		{"lists with a hole", []string{"PATHS=/a,,/b", "AUTH_AUDIENCE=a, ", "TRUSTED_PROXIES=,", "ORIGINS=https://a.example,"},
+			[]string{`PATHS: "/a,,/b" has an empty entry`, `AUTH_AUDIENCE: "a, " has`, `TRUSTED_PROXIES: "," has`, `ORIGINS: "https://a.example," has`}},
+		{"quotes of a file for Docker", []string{`UPSTREAM_URL="ws://app"`, "PING_INTERVAL='30s'", `LIMIT_SESSIONS="5"`, `PATHS="`},
+			[]string{`UPSTREAM_URL: "\"ws://app\"" has quotes`, `PING_INTERVAL: "'30s'" has quotes`, `LIMIT_SESSIONS: "\"5\"" has quotes`, `PATHS: "\"" `}},
+		{"every page", []string{"ORIGINS=*"}, []string{`ORIGINS: "*" would allow every web page; want `}},
 		{"a greeting of no use", []string{"SESSION_HELLO=true"}, []string{`SESSION_HELLO: "true" `}},
 		{"no such mode", []string{"AUTH_MODE=saml"}, []string{`AUTH_MODE: "saml" `}},
 		{"secret of another mode", []string{"AUTH_JWT_SECRET=hunter2"}, []string{`AUTH_JWT_SECRET: "***" `}},
@@ -725,7 +753,7 @@ func TestMistakesInSettings(t *testing.T) {
 func TestMisspeltVariables(t *testing.T) {
 	g := startGate(t, "UPSTREAM_ULR=ws://127.0.0.1:1", "AUTH_CLIENT_SECRET_FILE=", "UPSTREAM_SERVICE_HOST=10.0.0.1", "AUTH_PORT=tcp://10.0.0.1:80", "AUTHOR=me")
 	const warning = "a variable looks like a setting and is none"
-	if line := g.await(warning); !strings.Contains(line, `"level":"WARN"`) || !strings.Contains(line, `"variable":"UPSTREAM_ULR"`) {
+	if line := g.await(warning); !strings.Contains(line, `"level":"WARN"`) || !strings.Contains(line, `"variable":"UPSTREAM_ULR","meant":"UPSTREAM_URL"`) {
 		t.Errorf("the line: %s", line)
 	}
 	g.open("/?token=token").Close()
@@ -799,6 +827,10 @@ func TestTLSAtTheFrontFollowsItsFiles(t *testing.T) {
 	dir := t.TempDir()
 	writeCertificate(t, dir, 1)
 	g := startGate(t, "TLS_CERT_FILE="+filepath.Join(dir, "cert.pem"), "TLS_KEY_FILE="+filepath.Join(dir, "key.pem"))
+
+	if line := g.await("TLS_CERT_FILE"); !strings.Contains(line, `"level":"WARN"`) || !strings.Contains(line, "expires soon") {
+		t.Errorf("of a certificate that ends within an hour the log says %s", line)
+	}
 
 	// present returns the serial number of the certificate that a session gets to see.
 	present := func() int64 {

@@ -140,7 +140,7 @@ func (s *Server) Start() error {
 	}
 	listener, err := net.Listen("tcp", s.addr)
 	if err != nil {
-		return fmt.Errorf("ADMIN_ADDR: %q: %w; want an address of this machine that is free", s.addr, err)
+		return fmt.Errorf("ADMIN_ADDR: %q: %w", s.addr, err)
 	}
 	s.listener, s.served = listener, make(chan struct{})
 	go s.serve()
