@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"log/slog"
 	"maps"
@@ -242,6 +243,9 @@ func readSecret(environ map[string]string, name string) (string, error) {
 		return environ[name], fmt.Errorf("%s: %q is set beside %s; want one of the two", twin, file, name)
 	}
 	text, err := os.ReadFile(file)
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err // the name is said already
+	}
 	secret := strings.TrimRight(string(text), "\r\n")
 	if err == nil && secret == "" {
 		err = errors.New("the file is empty")
@@ -266,6 +270,8 @@ func mistake(name, value string, err error) error {
 		wrong = "is no log level; want debug, info, warn or error"
 	case kind == reflect.Bool:
 		wrong = "is neither true nor false; want true or false"
+	case errors.Is(parse.Err, strconv.ErrRange):
+		wrong = "is too large; want a number that fits into 64 bits"
 	case kind == reflect.Int, kind == reflect.Int64:
 		wrong = "is no whole number; want digits alone, such as 1000"
 	default: // a type of our own, whose error says it all

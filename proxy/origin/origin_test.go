@@ -223,7 +223,9 @@ func TestNew(t *testing.T) {
 	for _, tt := range []struct{ name, pattern, wrong string }{
 		{"empty", "", "has no scheme"},
 		{"any", "*", "would allow every web page"},
-		{"blank", " https://app.example.com", "has a malformed scheme"},
+		{"blank", " https://app.example.com", "has a blank or a semicolon (a comma goes between two entries)"},
+		{"two in one", "https://a.example https://b.example", "has a blank or a semicolon (a comma goes between two entries)"},
+		{"two by semicolon", "https://a.example;https://b.example", "has a blank or a semicolon (a comma goes between two entries)"},
 		{"any host", "https://*", `has a "*" that is not the whole first label`},
 		{"any host, port", "https://*:8443", `has a "*" that is not the whole first label`},
 		{"any scheme", "*://app.example.com", `has a "*" that is not the whole first label`},

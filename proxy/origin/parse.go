@@ -34,6 +34,9 @@ func parsePattern(s string) (o origin, wildcard bool, wrong string) {
 	if s == "*" {
 		return o, wildcard, "would allow every web page"
 	}
+	if strings.ContainsAny(s, " \t;") {
+		return o, wildcard, "has a blank or a semicolon (a comma goes between two entries)"
+	}
 	if strings.Contains(s, "*") {
 		return o, wildcard, `has a "*" that is not the whole first label`
 	}
