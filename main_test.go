@@ -488,7 +488,7 @@ func TestOwnUpstreamSeesTheClientsCloseAndNoToken(t *testing.T) {
 func TestDrain(t *testing.T) {
 	for _, mode := range []string{"passthrough", "terminate"} {
 		t.Run("sessions are told, "+mode, func(t *testing.T) {
-			g := startGate(t, "DRAIN_TIMEOUT=2s", "RELAY_MODE="+mode)
+			g := startGate(t, "DRAIN_TIMEOUT=10s", "RELAY_MODE="+mode)
 			conns := []*websocket.Conn{g.open("/?token=token"), g.open("/?token=token")}
 			g.signal(syscall.SIGTERM)
 			for _, conn := range conns {
@@ -505,13 +505,19 @@ func TestDrain(t *testing.T) {
 		})
 	}
 	t.Run("DRAIN_DELAY goes on accepting", func(t *testing.T) {
-		g := startGate(t, "DRAIN_DELAY=2s", "DRAIN_TIMEOUT=2s")
+		g := startGate(t, "DRAIN_DELAY=1h")
 		g.signal(syscall.SIGTERM)
 		g.await(`"msg":"draining"`)
 		if resp, _ := ask(t, "GET", "http://"+g.admin+"/readyz"); resp.StatusCode != 503 {
 			t.Errorf("/readyz: %d, want 503", resp.StatusCode)
 		}
 		g.mainJob()
+		g.signal(syscall.SIGTERM)
+		g.exit(exitFailed)
+	})
+	t.Run("DRAIN_DELAY is over", func(t *testing.T) {
+		g := startGate(t, "DRAIN_DELAY=10ms")
+		g.signal(syscall.SIGTERM)
 		g.exit(exitDrained)
 	})
 
