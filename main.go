@@ -196,11 +196,11 @@ func (s *settings) check() error {
 		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", s.LogFormat))
 	}
 	host, port, err := net.SplitHostPort(s.ListenAddr)
-	if err != nil || !isPort(port) {
+	adminHost, adminPort, adminErr := net.SplitHostPort(s.Admin.Addr) // admin tells of an error
+	switch {
+	case err != nil || !isPort(port):
 		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", s.ListenAddr))
-	}
-	adminHost, adminPort, err := net.SplitHostPort(s.Admin.Addr)
-	if err == nil && port == adminPort && port != "0" && (host == adminHost || covers(host, adminHost) || covers(adminHost, host)) {
+	case adminErr == nil && adminPort == port && port != "0" && (host == adminHost || covers(host, adminHost) || covers(adminHost, host)):
 		mistakes = append(mistakes, fmt.Errorf("ADMIN_ADDR: %q has the port of LISTEN_ADDR, %q; want another port for one of them", s.Admin.Addr, s.ListenAddr))
 	}
 	return errors.Join(mistakes...)
