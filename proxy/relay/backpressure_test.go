@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -182,4 +183,69 @@ func TestFullDuplex(t *testing.T) {
 		}
 		s.hangUp()
 	})
+}
+
+// A session has so many goroutines, whatever its peers do. Pings that came faster than the scheduler
+// turns around once had one for each read of them, in their thousands.
+func TestFloodStartsNoGoroutines(t *testing.T) {
+	const sessions, most = 20, 8
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for flooding := range side(2) {
+		t.Run("by-"+flooding.String(), func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, e engine) {
+				r := newRig(t, e, e.config())
+				r.autotuned = true // what waits in the kernel is read without a pause
+				var writing, reading sync.WaitGroup
+				opened := make([]*testSession, sessions)
+				for i := range opened {
+					s := r.connect()
+					from, to := s.client, s.upstream
+					if flooding == upstream {
+						from, to = to, from
+					}
+					flood := bytes.Repeat(from.wire(frame.Header{Fin: true, Opcode: frame.Ping}, string(pattern(0, 125))), 8000)
+					flood = append(flood, from.wire(frame.Header{Fin: true, Opcode: frame.Text}, "last")...)
+					writing.Go(func() { from.conn.Write(flood) })
+					reading.Go(func() {
+						for {
+							if f, err := to.read(); err != nil || f.Opcode == frame.Text || f.Opcode == frame.Close {
+								return
+							}
+						}
+					})
+					opened[i] = s
+				}
+				select {
+				case <-closedAfter(&writing):
+				case <-time.After(100 * time.Millisecond): // the kernel holds less
+				}
+				before := runtime.NumGoroutine()
+				for _, s := range opened {
+					r.start(s, Handover{})
+				}
+				peak := 0
+				for read, over := closedAfter(&reading), false; !over; {
+					peak = max(peak, runtime.NumGoroutine()-before)
+					select {
+					case <-read:
+						over = true
+					case <-time.After(time.Millisecond):
+					}
+				}
+				if peak > sessions*most {
+					t.Errorf("%d goroutines for %d sessions, want at most %d", peak, sessions, sessions*most)
+				}
+			})
+		})
+	}
+}
+
+// closedAfter is closed when all of them have ended.
+func closedAfter(all *sync.WaitGroup) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	return done
 }

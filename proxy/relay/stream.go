@@ -16,31 +16,32 @@ func now() moment { return time.Since(epoch) }
 // stream is a session on the stream engine: for each side a goroutine that
 // reads it and writes to the other. It serves every net.Conn, TLS included.
 //
-// What goes out to a side is decided and written by whoever holds its turn, so
-// that bytes reach the wire in the order in which policy gave them out. Frames
-// of our own never wait for a turn: whoever holds it looks for them before
-// giving it up and after. Lock order: a turn, then mu; no I/O under mu.
+// What goes out to a side is decided and written by its one writer, so that
+// bytes reach the wire in the order in which policy gave them out. Whoever has
+// something for a side that has no writer becomes it, and writes whatever else
+// is due there before it stops being it (serve).
 type stream struct {
 	relay *Relay
 	conns [2]net.Conn
-	turn  [2]sync.Mutex // held by who writes to that side
 	ended func(End)
 	over  chan struct{} // closed at the end; terminating only
 
-	mu     sync.Mutex // guards what follows
-	policy policy
-	timer  *time.Timer // runs tick
-	armed  moment      // when it fires
-	thawed sync.Cond   // of mu: a throttled side may be read again
-	closed [2]bool     // somebody closes that side's connection, or has
-	open   int         // connections that have not been closed
+	mu      sync.Mutex // guards what follows; released for I/O
+	policy  policy
+	timer   *time.Timer // runs tick
+	armed   moment      // when it fires
+	writing [2]bool     // that side has a writer
+	free    sync.Cond   // of mu: a side has none any more
+	thawed  sync.Cond   // of mu: a throttled side may be read again
+	closed  [2]bool     // somebody closes that side's connection, or has
+	open    int         // connections that have not been closed
 }
 
 func newStream(r *Relay, h Handover) *stream {
 	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
 	s.armed = never
-	s.thawed.L = &s.mu
+	s.free.L, s.thawed.L = &s.mu, &s.mu
 	s.timer = time.AfterFunc(time.Duration(never), s.tick)
 	if r.terminate {
 		s.over = make(chan struct{})
@@ -55,6 +56,8 @@ func (s *stream) run(h Handover) {
 		go s.pump(client, h.ClientEarly)
 		go s.pump(upstream, h.UpstreamEarly)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.settle() // sets the timer
 }
 
@@ -75,47 +78,46 @@ func (s *stream) pump(from side, early []byte) {
 
 // pass shows bytes from one side to the policy and writes to the other what it says.
 func (s *stream) pass(from side, b []byte) {
-	if len(b) == 0 {
-		return
-	}
 	to := from.other()
-	s.turn[to].Lock()
-	for rest := b; len(rest) > 0; {
-		s.mu.Lock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(b) > 0 {
+		s.startWriting(to)
 		var out []byte
-		out, rest = s.policy.receive(from, rest, now())
-		s.mu.Unlock()
+		out, b = s.policy.receive(from, b, now())
 		s.write(to, out)
-		if len(rest) > 0 {
-			s.insert(to)
-			s.turn[to].Unlock()
-			s.thaw(from)
-			s.turn[to].Lock()
-		}
+		s.serve(to)
+		s.thaw(from)
 	}
-	s.turn[to].Unlock()
-	s.settle()
 }
+
+// The following, up to settle, are called with mu held.
 
 // thaw waits while a side is throttled.
 func (s *stream) thaw(from side) {
-	s.settle() // it may end what is waited for
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for s.policy.throttled(from) && s.open > 0 {
 		s.thawed.Wait()
 	}
 }
 
+// startWriting makes the caller the writer of a side, as soon as it has none. The
+// caller ends it with serve.
+func (s *stream) startWriting(to side) {
+	for s.writing[to] {
+		s.free.Wait()
+	}
+	s.writing[to] = true
+}
+
 // write writes what the policy has handed out for a side, and tells it. The
-// caller holds that side's turn.
+// caller is that side's writer.
 func (s *stream) write(to side, b []byte) {
 	if len(b) == 0 {
 		return
 	}
+	s.mu.Unlock()
 	_, err := s.conns[to].Write(b)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err != nil {
 		s.policy.deafened(to, now())
 	} else {
@@ -123,31 +125,25 @@ func (s *stream) write(to side, b []byte) {
 	}
 }
 
-// insert writes what frames of our own are due. The caller holds that side's turn.
-func (s *stream) insert(to side) {
-	s.mu.Lock()
-	b := s.policy.insertion(to, nil, now())
-	s.mu.Unlock()
-	s.write(to, b)
-}
-
-// readEnded tells the policy why reading a side has ended.
-func (s *stream) readEnded(from side, err error) {
-	s.mu.Lock()
-	if err == io.EOF {
-		s.policy.eof(from, now())
-	} else {
-		s.policy.lost(from, now())
+// serve writes what else is due to a side, and leaves it without a writer.
+func (s *stream) serve(to side) {
+	for s.policy.wants(to) && !s.policy.ends[to].gone {
+		s.write(to, s.policy.insertion(to, nil, now()))
+		if s.policy.takeFIN(to, now()) {
+			s.mu.Unlock()
+			s.closeWrite(to)
+			s.mu.Lock()
+		}
 	}
-	s.mu.Unlock()
+	s.writing[to] = false
+	s.free.Broadcast()
 	s.settle()
 }
 
-// settle sets the timer and has done what the policy wants done: each side in
-// a goroutine of its own, since writing to one must not keep the other waiting.
+// settle sets the timer and has done what the policy wants done, each in a goroutine of its own,
+// since whoever calls has other things to do than to wait for a peer. There
+// are never more than two to a side: one writes, and one closes it meanwhile.
 func (s *stream) settle() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if wake := s.policy.wake; wake < s.armed && s.open > 0 {
 		s.armed = wake
 		s.timer.Reset(wake - now())
@@ -156,29 +152,31 @@ func (s *stream) settle() {
 		s.thawed.Broadcast()
 	}
 	for to := range side(2) {
-		if s.policy.wants(to) && !s.closed[to] {
-			go s.serve(to)
+		switch {
+		case s.closed[to] || !s.policy.wants(to):
+		case s.policy.ends[to].gone:
+			s.closed[to] = true
+			go s.close(to)
+		case !s.writing[to]:
+			s.writing[to] = true
+			go func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.serve(to)
+			}()
 		}
 	}
 }
 
-// serve does what the policy wants done for one side. If somebody else has the
-// turn there, they will settle after it.
-func (s *stream) serve(to side) {
-	if s.closeGone(to) {
-		return
-	}
-	if !s.turn[to].TryLock() {
-		return
-	}
-	s.insert(to)
+// readEnded tells the policy why reading a side has ended.
+func (s *stream) readEnded(from side, err error) {
 	s.mu.Lock()
-	fin := s.policy.takeFIN(to, now())
-	s.mu.Unlock()
-	if fin {
-		s.closeWrite(to)
+	defer s.mu.Unlock()
+	if err == io.EOF {
+		s.policy.eof(from, now())
+	} else {
+		s.policy.lost(from, now())
 	}
-	s.turn[to].Unlock()
 	s.settle()
 }
 
@@ -190,16 +188,9 @@ func (s *stream) closeWrite(to side) {
 	}
 }
 
-// closeGone closes a side's connection if the policy is through with it. Whoever closes
-// the second one ends the session.
-func (s *stream) closeGone(to side) bool {
-	s.mu.Lock()
-	gone, closed := s.policy.ends[to].gone, s.closed[to]
-	s.closed[to] = gone
-	s.mu.Unlock()
-	if !gone || closed {
-		return gone
-	}
+// close closes a side's connection, which ends its reader and its writer.
+// Whoever closes the second one ends the session.
+func (s *stream) close(to side) {
 	s.conns[to].Close()
 
 	s.mu.Lock()
@@ -208,38 +199,38 @@ func (s *stream) closeGone(to side) bool {
 	s.thawed.Broadcast()
 	end := s.policy.summary(now())
 	s.mu.Unlock()
-	if last {
-		s.timer.Stop()
-		if s.over != nil {
-			close(s.over)
-		}
-		s.ended(end)
-		s.relay.forget(s)
+	if !last {
+		return
 	}
-	return true
+	s.timer.Stop()
+	if s.over != nil {
+		close(s.over)
+	}
+	s.ended(end)
+	s.relay.forget(s)
 }
 
 func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[to]) }
 
 func (s *stream) tick() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.armed = never
 	s.policy.tick(now())
-	s.mu.Unlock()
 	s.settle()
 }
 
 func (s *stream) Close(why Reason, c Closing) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.policy.end(why, c, now())
-	s.mu.Unlock()
 	s.settle()
 }
 
 func (s *stream) cut() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.policy.cut(now())
-	s.mu.Unlock()
 	s.settle()
 }
 

@@ -105,12 +105,11 @@ func (c *inner) Read(b []byte) (int, error) {
 		}
 		c.s.mu.Lock()
 		c.ready, c.rest = c.s.policy.receive(c.side, c.rest, now())
-		c.s.mu.Unlock()
-		if len(c.ready) > 0 {
-			c.s.settle()
-		} else {
+		c.s.settle()
+		if len(c.ready) == 0 {
 			c.s.thaw(c.side)
 		}
+		c.s.mu.Unlock()
 	}
 	n := copy(b, c.ready)
 	c.ready = c.ready[n:]
@@ -136,19 +135,15 @@ func (c *inner) Write(b []byte) (int, error) {
 	if !c.spoken {
 		return len(b), c.shake(b)
 	}
-	c.s.turn[c.side].Lock()
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
 	for rest := b; len(rest) > 0; {
-		c.s.mu.Lock()
+		c.s.startWriting(c.side)
 		var out []byte
 		out, rest = c.s.policy.transmit(c.side, rest, now())
-		c.s.mu.Unlock()
 		c.s.write(c.side, out)
-		if len(rest) > 0 {
-			c.s.insert(c.side)
-		}
+		c.s.serve(c.side)
 	}
-	c.s.turn[c.side].Unlock()
-	c.s.settle()
 	return len(b), nil // what cannot be delivered is dropped: how the session ends is for the policy
 }
 
