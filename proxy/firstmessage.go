@@ -21,8 +21,7 @@ const (
 	// readAhead is how many bytes are read at once. What net/http has read ahead fits.
 	readAhead = 4 << 10
 
-	codeUnsupported = 1003 // binary where text is wanted; RFC 6455 section 7.4.1, as is the next
-	codeInvalid     = 1007 // text that is not UTF-8
+	codeUnsupported = 1003 // binary where text is wanted; RFC 6455 section 7.4.1
 )
 
 // firstMessage is AUTH_FIRST_MESSAGE compiled: a client may show its token as its first message.
@@ -222,7 +221,7 @@ func (t *tokenReader) data(part frame.Part, wire []byte) *refusal {
 	frame.Mask(t.key, t.at, t.message[start:])
 	t.at += int64(part.Payload)
 	if t.done = part.Message; t.done && !utf8.Valid(t.message) {
-		return unfit(codeInvalid, "it is not UTF-8")
+		return unfit(frame.CodeInvalid, "it is not UTF-8")
 	}
 	return nil
 }

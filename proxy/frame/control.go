@@ -45,6 +45,7 @@ const (
 	CodeProtocol     = 1002
 	CodeNoStatus     = 1005 // stands for a Close frame without a code; never on the wire
 	CodeAbnormal     = 1006 // stands for the lack of a Close frame; never on the wire
+	CodeInvalid      = 1007
 	CodePolicy       = 1008
 	CodeTooBig       = 1009
 	CodeInternal     = 1011

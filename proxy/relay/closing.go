@@ -13,6 +13,7 @@ var (
 	reasonGone    = [2]Reason{ClientGone, UpstreamGone}
 	reasonFraming = [2]Reason{ClientFraming, UpstreamFraming}
 	reasonTooBig  = [2]Reason{ClientTooBig, UpstreamTooBig}
+	reasonText    = [2]Reason{ClientEncoding, UpstreamEncoding}
 	reasonSilent  = [2]Reason{ClientSilent, UpstreamSilent}
 )
 
@@ -67,8 +68,11 @@ func (p *policy) stopBy(s side, t moment) {
 func (p *policy) violated(s side, err error, now moment) {
 	p.ends[s].inClosed = true
 	reason, code := reasonFraming[s], frame.CodeProtocol
-	if err == frame.ErrTooBig {
+	switch err {
+	case frame.ErrTooBig:
 		reason, code = reasonTooBig[s], frame.CodeTooBig
+	case errEncoding:
+		reason, code = reasonText[s], frame.CodeInvalid
 	}
 	p.because(reason, code)
 	p.closeWith(s, Closing{code, err.Error()}, now)

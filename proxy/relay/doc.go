@@ -4,7 +4,7 @@
 // # The policy and the engines
 //
 // What a session does is decided in one place, without I/O: policy
-// (policy.go, heartbeat.go, delivery.go, closing.go, limits.go) follows the frames of both
+// (policy.go, heartbeat.go, delivery.go, closing.go, limits.go, text.go) follows the frames of both
 // directions with a scanner of package frame, counts and limits messages, keeps the
 // heartbeat, and says which bytes go on, which frames of our own are due and
 // when a connection is to be shut or closed. What moves the bytes is an engine, and
@@ -46,7 +46,7 @@
 // # Terminating
 //
 // Both WebSocket connections end here, and koding/websocketproxy carries
-// messages from one to the other. See terminate.go for what of that library is let near a peer.
+// messages from one to the other, of which text must be UTF-8. See terminate.go for what of that library is let near a peer.
 //
 // # How a session ends
 //

@@ -60,6 +60,7 @@ type policy struct {
 type end struct {
 	in      frame.Scanner
 	out     *outgoing // terminating only
+	text    *text     // of what the peer sends; terminating only
 	carry   []byte    // an incomplete header or control frame, until the rest of it comes
 	traffic Traffic   // what the peer has sent
 	heard   moment    // when bytes last came, or when we began to listen again
@@ -107,7 +108,7 @@ func (p *policy) start(r *rules, scan *[2]frame.Rules, k kernel, nonce uint64, n
 	for s := range p.ends {
 		p.ends[s].heard = now
 		if r.terminate {
-			p.ends[s].out = new(outgoing)
+			p.ends[s].out, p.ends[s].text = new(outgoing), new(text)
 		}
 	}
 	p.tick(now)
@@ -150,7 +151,11 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 			rest = b[at:]
 			break
 		}
-		part, err := from.in.Next(b[at:], &p.scan[s])
+		in := from.in
+		part, err := in.Next(b[at:], &p.scan[s])
+		if p.terminate && err == nil {
+			err = from.text.check(part, b[at:][part.Size-part.Payload:part.Size])
+		}
 		if err != nil {
 			if p.terminate && n > 0 {
 				rest = b[at:] // what came before it must be through the library first
@@ -159,6 +164,7 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 			p.violated(s, err, now)
 			break
 		}
+		from.in = in
 		if part.Size == 0 {
 			from.carry = append(from.carry, b[at:]...)
 			break

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"portcullis/proxy/frame"
 )
@@ -17,7 +18,7 @@ import (
 //     as it goes along, and that nothing is due before wake);
 //   - what one peer gets is, byte for byte, what the other has sent, without the pongs that answer our pings, and with
 //     our own frames at boundaries alone;
-//   - traffic is counted as a second parser counts it;
+//   - traffic is counted as a second parser counts it, and where messages are taken apart no text that is not UTF-8 is a message;
 //   - once the end has begun and the peers fall silent, the session is over when every timeout has passed.
 func FuzzPolicy(f *testing.F) {
 	r := rand.NewChaCha8([32]byte{})
@@ -146,43 +147,49 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 // checkWire compares what a side has sent with what the other got of it, and with the count.
 func (s *script) checkWire(from side, terminate bool) {
 	s.t.Helper()
-	want, traffic := s.sent(from)
+	want, traffic, refused := s.sent(from)
 	e := s.policy.summary(s.clock)
-	if got := [2]Traffic{e.FromClient, e.FromUpstream}[from]; got != traffic {
+	got := [2]Traffic{e.FromClient, e.FromUpstream}[from]
+	if refused && got.Bytes <= traffic.Bytes {
+		got.Bytes = traffic.Bytes // what came of it before that showed is counted, too
+	}
+	if got != traffic {
 		s.t.Errorf("%v sent %+v, and %+v was counted", from, traffic, got)
 	}
 	if terminate {
 		return // the library makes other frames of them
 	}
 	to := &s.peers[from.other()]
-	got := to.raw
-	if to.closed && !bytes.HasPrefix(want, got) { // then the last is our own
-		for at := 0; at < len(got); {
-			h, size, _ := frame.Parse(got[at:])
+	raw := to.raw
+	if to.closed && !bytes.HasPrefix(want, raw) { // then the last is our own
+		for at := 0; at < len(raw); {
+			h, size, _ := frame.Parse(raw[at:])
 			if h.Opcode == frame.Close {
-				got = got[:at]
+				raw = raw[:at]
 				break
 			}
 			at += size + int(h.Length)
 		}
 	}
-	got = append(got, to.wire...)
-	if !bytes.HasPrefix(want, got) {
-		s.t.Errorf("%v sent %x,\n%v got %x", from, want, from.other(), got)
+	raw = append(raw, to.wire...)
+	if !bytes.HasPrefix(want, raw) {
+		s.t.Errorf("%v sent %x,\n%v got %x", from, want, from.other(), raw)
 	}
 }
 
 // sent reads what the policy has taken of a side's bytes, up to the Close frame or the first violation. It
-// returns all that may go on to the other side, and what is to be counted.
-func (s *script) sent(from side) (wire []byte, traffic Traffic) {
+// returns all that may go on to the other side, what is to be counted, and whether the last of it is text that is refused.
+func (s *script) sent(from side) (wire []byte, traffic Traffic, refused bool) {
 	b := s.peers[from].consumed
 	limit := s.policy.plain[from].MaxMessage
 	var size int64
 	open := false
+	var message []byte // if it is text
+	isText := false
 	for {
 		h, head, err := frame.Parse(b)
 		if err != nil || head == 0 {
-			return wire, traffic
+			return wire, traffic, false
 		}
 		data := h.Opcode <= frame.Binary
 		if h.Opcode != frame.Continuation && data {
@@ -194,7 +201,7 @@ func (s *script) sent(from side) (wire []byte, traffic Traffic) {
 			!data && (!h.Fin || h.Length > 125 || b[1]&0x7f > 125),
 			data && open != (h.Opcode == frame.Continuation),
 			data && (size > limit || size < 0):
-			return wire, traffic
+			return wire, traffic, false
 		}
 		n := int(min(h.Length, int64(len(b)-head)))
 		payload := bytes.Clone(b[head : head+n])
@@ -205,11 +212,18 @@ func (s *script) sent(from side) (wire []byte, traffic Traffic) {
 		case data:
 			open = !h.Fin
 			traffic.Bytes += int64(n)
+			if h.Opcode != frame.Continuation {
+				message, isText = nil, h.Opcode == frame.Text
+			}
+			message = append(message, payload...)
+			if whole := h.Fin && int64(n) == h.Length; s.policy.terminate && isText && !isUTF8(message, whole) {
+				return wire, traffic, true
+			}
 			if h.Fin && int64(n) == h.Length {
 				traffic.Messages++
 			}
 		case int64(n) < h.Length:
-			return wire, traffic
+			return wire, traffic, false
 		default:
 			size -= h.Length
 		}
@@ -217,7 +231,7 @@ func (s *script) sent(from side) (wire []byte, traffic Traffic) {
 			if _, _, err := frame.ParseClose(payload); err == nil {
 				wire = append(wire, b[:head+n]...)
 			}
-			return wire, traffic
+			return wire, traffic, false
 		}
 		ours := h.Opcode == frame.Pong && len(payload) == 8 && binary.BigEndian.Uint64(payload)-scriptNonce-1 < 1000
 		if !ours {
@@ -225,4 +239,16 @@ func (s *script) sent(from side) (wire []byte, traffic Traffic) {
 		}
 		b = b[head+n:]
 	}
+}
+
+// isUTF8 reports whether a message is UTF-8, or may become it.
+func isUTF8(message []byte, whole bool) bool {
+	for len(message) > 0 {
+		r, n := utf8.DecodeRune(message)
+		if r == utf8.RuneError && n == 1 {
+			return !whole && !utf8.FullRune(message)
+		}
+		message = message[n:]
+	}
+	return true
 }

@@ -81,6 +81,10 @@ const (
 	AuthUnavailable Reason = "auth_unavailable" // nobody could say any more whether its credential is good: Session.Close
 	Drained         Reason = "drain"            // Drain
 	Forced          Reason = "forced"           // Cut
+
+	// Terminating only: it sent text that is not UTF-8.
+	ClientEncoding   Reason = "client_encoding"
+	UpstreamEncoding Reason = "upstream_encoding"
 )
 
 // Reasons are all of them.
@@ -88,6 +92,7 @@ var Reasons = []Reason{
 	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
 	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate,
 	Idle, SessionLimit, Expired, Revoked, AuthUnavailable, Drained, Forced,
+	ClientEncoding, UpstreamEncoding,
 }
 
 // Traffic is what one side has sent.
