@@ -267,6 +267,11 @@ func (r *Relay) Extensions() bool { return !r.terminate }
 // Start takes both connections over and returns at once.
 func (r *Relay) Start(h Handover) Session {
 	r.trim.Reset(calm)
+	for _, early := range [2]*[]byte{&h.ClientEarly, &h.UpstreamEarly} {
+		if len(*early) == 0 {
+			*early = nil // or an idle session would hold the buffer behind it
+		}
+	}
 	if r.loops != nil {
 		if s := newLoopSession(r, h); r.loops.add(s, h) {
 			return s

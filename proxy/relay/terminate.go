@@ -118,6 +118,7 @@ func (c *inner) Read(b []byte) (int, error) {
 
 // fill reads what the policy is to see next.
 func (c *inner) fill() error {
+	c.ready = nil // the end of a buffer, which would be held while this waits
 	if c.early != nil {
 		c.rest, c.early = c.early, nil
 		return nil
