@@ -393,13 +393,7 @@ func serve(environ map[string]string) int {
 
 // run serves until a signal drains it or a listener fails, and returns the exit code.
 func (p *program) run(signals <-chan os.Signal) int {
-	// The heartbeat finds a dead client sooner than TCP's keep-alive would, and without four system calls per connection.
-	var listen net.ListenConfig
-	listen.SetMultipathTCP(false) // of which the kernel can't tell what a peer has got, nor soon that it is gone
-	if p.Proxy.Relay.PingInterval > 0 {
-		listen.KeepAlive = -1
-	}
-	front, err := listen.Listen(context.Background(), "tcp", p.ListenAddr)
+	front, err := p.listen()
 	if err != nil {
 		p.log.Error("the front listener cannot be opened", "error", fmt.Errorf("LISTEN_ADDR: %q: %w; %s", p.ListenAddr, err, remedy(err)))
 		return exitFailed
@@ -426,6 +420,17 @@ func (p *program) run(signals <-chan os.Signal) int {
 		<-served
 		return code
 	}
+}
+
+// listen opens the front listener.
+func (p *program) listen() (net.Listener, error) {
+	var c net.ListenConfig
+	c.SetMultipathTCP(false) // of which the kernel can't tell what a peer has got, nor soon that it is gone
+	if p.Proxy.Relay.PingInterval > 0 {
+		// The heartbeat finds a dead client sooner than TCP's keep-alive would, and without four system calls per connection.
+		c.KeepAlive = -1
+	}
+	return c.Listen(context.Background(), "tcp", p.ListenAddr)
 }
 
 // remedy says what to do about a listener that cannot be opened.

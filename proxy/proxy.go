@@ -165,6 +165,7 @@ func New(c Config) (*Proxy, error) {
 	p.origins, errs[2] = origin.New(c.Origin)
 	p.limits, errs[3] = ratelimit.New(c.Limits)
 	p.auth, errs[4] = auth.New(c.Auth)
+	c.Upstream.KeepAlive = c.Relay.PingInterval == 0 // where there is no heartbeat
 	p.upstream, errs[5] = upstream.New(c.Upstream)
 	perSession := c.Limits.PerSession()
 	c.Relay.MessageRate, c.Relay.MessageBurst = perSession.Messages, perSession.Burst

@@ -30,10 +30,14 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
-// newDialer is without TCP keep-alive: the session's heartbeat finds a dead peer sooner, and four setsockopt calls per
-// upgrade are saved. TCP_NODELAY is Go's default.
-func newDialer(timeout time.Duration) *net.Dialer {
-	return &net.Dialer{Timeout: timeout, KeepAlive: -1}
+// newDialer is without TCP keep-alive, unless asked: a session's heartbeat finds a dead peer sooner, and four setsockopt
+// calls per upgrade are saved. TCP_NODELAY is Go's default.
+func newDialer(c Config) *net.Dialer {
+	d := &net.Dialer{Timeout: c.DialTimeout}
+	if !c.KeepAlive {
+		d.KeepAlive = -1
+	}
+	return d
 }
 
 // dial returns a *net.TCPConn, or a *tls.Conn with its handshake done. Every error is a *DialError.

@@ -53,6 +53,10 @@ type Config struct {
 	// CAFile is a PEM file of the certificate authorities to trust for wss and https, instead of the system's. Empty: the
 	// system's. It is read once, by New.
 	CAFile string `env:"UPSTREAM_CA_FILE"`
+
+	// KeepAlive has TCP ask a silent upstream whether it is still there, with Go's intervals. It is for connections that
+	// nothing else watches.
+	KeepAlive bool `env:"-"`
 }
 
 // Upstream connects to one target. It is immutable and safe for concurrent use.
@@ -92,7 +96,7 @@ func New(c Config) (*Upstream, error) {
 		tls:              tlsConfig,
 		dialTimeout:      c.DialTimeout,
 		handshakeTimeout: c.HandshakeTimeout,
-		dialTCP:          newDialer(c.DialTimeout).DialContext,
+		dialTCP:          newDialer(c).DialContext,
 	}, nil
 }
 
