@@ -129,8 +129,8 @@ type Handover struct {
 // Relay is a set of sessions. It is safe for concurrent use.
 type Relay struct {
 	*rules
-	loops *loops      // nil: every session is relayed on the stream engine
-	trim  *time.Timer // runs trim
+	loops *loops // nil: every session is relayed on the stream engine
+	trim  *trimmer
 
 	mu       sync.Mutex // guards what follows
 	live     map[Session]struct{}
@@ -233,7 +233,7 @@ func New(c Config) (*Relay, error) {
 	r.plain = scanRules(frame.Rules{MaxMessage: largest})
 	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
 	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
-	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: time.AfterFunc(never, trim)}
+	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: newTrimmer(collect)}
 	if haveLoops && !r.terminate && c.Engine != "stream" {
 		relay.loops = newLoops()
 	}
@@ -266,7 +266,7 @@ func (r *Relay) Extensions() bool { return !r.terminate }
 
 // Start takes both connections over and returns at once.
 func (r *Relay) Start(h Handover) Session {
-	r.trim.Reset(calm)
+	r.trim.started()
 	for _, early := range [2]*[]byte{&h.ClientEarly, &h.UpstreamEarly} {
 		if len(*early) == 0 {
 			*early = nil // or an idle session would hold the buffer behind it
