@@ -11,20 +11,27 @@ import (
 
 const drained = "close 1001 going away"
 
-// answerClose reads up to a Close frame, answers it and leaves.
-func (p *peer) answerClose() (name string, err error) {
+// readToClose reads up to a Close frame, whatever comes before it.
+func (p *peer) readToClose() (name string, err error) {
 	for {
 		f, err := p.read()
 		if err != nil {
 			return "", err
 		}
 		if f.Opcode == frame.Close {
-			name = f.name()
-			_, err := p.conn.Write(p.wire(frame.Header{Fin: true, Opcode: frame.Close}, string(f.payload)))
-			p.conn.Close()
-			return name, err
+			return f.name(), nil
 		}
 	}
+}
+
+// answerClose does so, answers it and leaves.
+func (p *peer) answerClose() (name string, err error) {
+	if name, err = p.readToClose(); err != nil {
+		return "", err
+	}
+	_, err = p.conn.Write(p.wire(frame.Header{Fin: true, Opcode: frame.Close}, string(p.payload)))
+	p.conn.Close()
+	return name, err
 }
 
 // Drain tells both sides of every session, spread over the time it is given.
