@@ -29,6 +29,8 @@ type contestant struct {
 	auth bool
 	// only is the one measure it takes part in; empty: all.
 	only string
+	// program is the build of Portcullis to be measured; empty: this module's.
+	program string
 	// command makes its configuration in an empty folder. An error that wraps errAbsent leaves the contestant out.
 	command func(s site) (command, error)
 }
@@ -56,6 +58,18 @@ var contestants = []contestant{
 	{name: "reverseproxy", title: "httputil.ReverseProxy", command: peer("reverseproxy")},
 	{name: "koding", title: "koding/websocketproxy", command: peer("koding")},
 	{name: "direct", title: "no proxy", only: "latency"},
+}
+
+// withBuild has each contestant that is this module's followed by the same of another build.
+func withBuild(all []contestant, program string) (both []contestant) {
+	for _, c := range all {
+		both = append(both, c)
+		if c.isPortcullis() {
+			c.name, c.title, c.program = c.name+"-before", c.title+", before", program
+			both = append(both, c)
+		}
+	}
+	return both
 }
 
 func (c contestant) isPortcullis() bool { return strings.HasPrefix(c.title, "Portcullis") }

@@ -4,6 +4,7 @@
 //
 //	go run ./proxy/bench                                  # everything, about ten minutes
 //	go run ./proxy/bench -only loop,nginx -measures message -rounds 9
+//	go run ./proxy/bench -before /tmp/portcullis          # beside an earlier build of the program
 //	go run ./proxy/bench -quick                           # does it work? under a minute; figures not to be quoted
 //
 // It builds this module's program and measures it, with either engine and authentication on, in turn with nginx, HAProxy,
@@ -117,8 +118,9 @@ func run(ctx context.Context, args []string) (err error) {
 func (b *bench) parse(args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	rounds := flags.Int("rounds", 0, "how often everything is measured (0: 7, with -quick 1)")
+	before := flags.String("before", "", "the path of an earlier build of Portcullis, to be measured beside this one")
 	short := flags.Bool("quick", false, "measure for so short a time that only errors mean anything")
-	only := flags.String("only", "", "contestants, separated by commas (empty: all): "+names(contestants, contestant.key))
+	only := flags.String("only", "", "contestants, separated by commas (empty: all): "+names(contestants, contestant.key)+", and with -before each of ours as NAME-before")
 	what := flags.String("measures", "", "measures, separated by commas (empty: all): "+names(measures(full), measure.key))
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -140,8 +142,12 @@ func (b *bench) parse(args []string) error {
 		b.effort.sessions = most
 	}
 
+	all := contestants
+	if *before != "" {
+		all = withBuild(all, *before)
+	}
 	var err1, err2 error
-	b.contestants, err1 = choose("-only", *only, contestants, contestant.key)
+	b.contestants, err1 = choose("-only", *only, all, contestant.key)
 	b.measures, err2 = choose("-measures", *what, measures(b.effort), measure.key)
 	return errors.Join(err1, err2)
 }

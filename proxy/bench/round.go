@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,7 @@ func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
 	if err != nil {
 		return nil, err
 	}
-	command, err := c.command(site{folder: folder, listen: listen, echo: b.echo, program: b.program, self: b.self})
+	command, err := c.command(site{folder: folder, listen: listen, echo: b.echo, program: cmp.Or(c.program, b.program), self: b.self})
 	if err != nil {
 		return nil, err
 	}
