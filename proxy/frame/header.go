@@ -59,9 +59,9 @@ type Header struct {
 }
 
 // Parse reads the header at the start of b and returns its size in bytes: 0 if
-// b ends before the header does. The one error is ErrLength; everything else
-// that can be wrong with a header depends on what came before it, so that is
-// for the Scanner.
+// b ends before the header does. The errors are ErrLength and ErrLengthForm;
+// everything else that can be wrong with a header depends on what came before
+// it, or on who sent it, so that is for the Scanner.
 func Parse(b []byte) (h Header, size int, err error) {
 	if len(b) < 2 {
 		return Header{}, 0, nil
@@ -79,6 +79,9 @@ func Parse(b []byte) (h Header, size int, err error) {
 			return Header{}, 0, nil
 		}
 		h.Length = int64(binary.BigEndian.Uint16(b[2:]))
+		if h.Length < 126 {
+			return Header{}, 0, ErrLengthForm
+		}
 	case 127:
 		if size = 10; len(b) < size {
 			return Header{}, 0, nil
@@ -86,6 +89,9 @@ func Parse(b []byte) (h Header, size int, err error) {
 		length := binary.BigEndian.Uint64(b[2:])
 		if length>>63 != 0 {
 			return Header{}, 0, ErrLength
+		}
+		if length < 1<<16 {
+			return Header{}, 0, ErrLengthForm
 		}
 		h.Length = int64(length)
 	}

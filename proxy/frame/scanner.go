@@ -9,6 +9,7 @@ func (e Error) Error() string { return string(e) }
 // The violations that Parse, ParseClose and Scanner find.
 const (
 	ErrLength       = Error("payload length has its top bit set")       // RFC 6455, section 5.2
+	ErrLengthForm   = Error("payload length not in its shortest form")  // section 5.2
 	ErrOpcode       = Error("reserved opcode")                          // section 5.2
 	ErrRSV          = Error("reserved bit set without an extension")    // section 5.2
 	ErrMask         = Error("frame masked wrongly")                     // section 5.1
@@ -122,9 +123,7 @@ func (s *Scanner) payload(p Part, header, n int) Part {
 }
 
 func (s *Scanner) control(h Header, size int, b []byte, rules *Rules) (Part, error) {
-	// The seven bits must hold the length: a longer form is one that RFC 6455,
-	// section 5.2, forbids for it, and would make the frame exceed MaxControl.
-	if !h.Fin || b[1]&0x7f > MaxControlPayload {
+	if !h.Fin || h.Length > MaxControlPayload {
 		return Part{}, ErrControl
 	}
 	if h.RSV&^rules.FrameRSV != 0 {

@@ -47,8 +47,6 @@ var scanTests = []struct {
 		"frame 1 of 1, control 8 \x03\xe8, frame 0 of 0, message, 0 left"},
 	{"payload that looks like frames", Rules{}, "82 06 89 00 88 00 83 00",
 		"frame 2 of 6, message, 0 left"},
-	{"length not in shortest form", Rules{}, "81 7e 0001 78 81 7f 0000000000000001 79",
-		"frame 1 of 1, message, frame 1 of 1, message, 0 left"},
 	{"largest frame, begun", Rules{}, "82 7f 7fffffffffffffff 00 01 02",
 		"frame 2 of 9223372036854775807, 0 left, inside"},
 
@@ -87,6 +85,12 @@ var scanTests = []struct {
 		"10 left: " + string(ErrLength)},
 	{"length with its top bit in a continuation", Rules{}, "01 00 80 7f ffffffffffffffff",
 		"frame 1 of 0, 10 left: " + string(ErrLength)},
+	{"length of 16 bits that needs 7", Rules{}, "81 00 81 7e 0001 78",
+		"frame 1 of 0, message, 5 left: " + string(ErrLengthForm)},
+	{"length of 64 bits that needs 16, client", Rules{From: Client}, "82 ff 000000000000ffff 37fa213d",
+		"14 left: " + string(ErrLengthForm)},
+	{"length of 64 bits that needs 7 in a continuation", Rules{}, "01 00 80 7f 0000000000000000",
+		"frame 1 of 0, 10 left: " + string(ErrLengthForm)},
 	{"fragmented control frame", Rules{}, "09 00",
 		"2 left: " + string(ErrControl)},
 	{"fragmented close", Rules{}, "08 00",
@@ -96,9 +100,9 @@ var scanTests = []struct {
 	{"control frame of 16 EiB", Rules{}, "88 7f 7fffffffffffffff",
 		"10 left: " + string(ErrControl)},
 	{"control frame with a length of 16 bits that needs 7", Rules{}, "89 7e 0001 78",
-		"5 left: " + string(ErrControl)},
+		"5 left: " + string(ErrLengthForm)},
 	{"control frame with a length of 64 bits that needs 7", Rules{}, "8a 7f 0000000000000000",
-		"10 left: " + string(ErrControl)},
+		"10 left: " + string(ErrLengthForm)},
 	{"continuation without a message", Rules{}, "80 00",
 		"2 left: " + string(ErrContinuation)},
 	{"continuation after a whole message", Rules{}, "81 00 00 00",
@@ -349,8 +353,8 @@ func reference(wire []byte, rules *Rules) (tr trace) {
 		tr.left = len(wire)
 		ref := refParse(wire)
 		h := ref.header
-		if ref.tooLong {
-			tr.violations = []error{ErrLength}
+		if ref.err != nil {
+			tr.violations = []error{ref.err}
 			return tr
 		}
 		if ref.size == 0 {

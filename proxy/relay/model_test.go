@@ -53,12 +53,12 @@ func (f *fuzzedStream) model() (want fate) {
 	for len(b) >= 2 {
 		fin, rsv, op := b[0]&0x80 != 0, b[0]&0x70, b[0]&0x0f
 		masked, length := b[1]&0x80 != 0, uint64(b[1]&0x7f)
-		head := 2
+		head, least := 2, uint64(0)
 		switch length {
 		case 126:
-			head = 4
+			head, least = 4, 126
 		case 127:
-			head = 10
+			head, least = 10, 65536
 		}
 		if len(b) < head {
 			break
@@ -69,7 +69,7 @@ func (f *fuzzedStream) model() (want fate) {
 		case 127:
 			length = binary.BigEndian.Uint64(b[2:])
 		}
-		if length >= 1<<63 {
+		if length >= 1<<63 || length < least {
 			return violated(reasonFraming[f.from], 1002)
 		}
 		var key [4]byte

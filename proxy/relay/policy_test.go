@@ -151,6 +151,10 @@ var violations = []struct {
 		b[2] |= 0x80
 		return b
 	}, frame.ErrLength},
+	{"length not in its shortest form", func(s side) []byte {
+		b := s.text("hello")
+		return slices.Concat([]byte{b[0], b[1] - 5 + 126, 0, 5}, b[2:])
+	}, frame.ErrLengthForm},
 	{"continuation without a message", func(s side) []byte { return s.frame(frame.Header{Fin: true}, "x") }, frame.ErrContinuation},
 	{"message inside another", func(s side) []byte {
 		return slices.Concat(s.frame(frame.Header{Opcode: frame.Text}, "begun"), s.text("x"))

@@ -56,6 +56,14 @@ func TestViolationsEndSession(t *testing.T) {
 				return append([]byte{0x82, masked(p) | 127, 0x80, 0, 0, 0, 0, 0, 0, 0}, 1, 2, 3, 4)
 			}, frame.ErrLength,
 		},
+		"length of 16 bits that needs 7": {
+			func(p *peer) []byte { return append([]byte{0x82, masked(p) | 126, 0, 5, 1, 2, 3, 4}, "hello"...) }, frame.ErrLengthForm,
+		},
+		"length of 64 bits that needs 16": {
+			func(p *peer) []byte {
+				return append([]byte{0x82, masked(p) | 127, 0, 0, 0, 0, 0, 0, 1, 0}, pattern(0, 260)...)
+			}, frame.ErrLengthForm,
+		},
 		"continuation of nothing": {
 			func(p *peer) []byte { return p.wire(frame.Header{Fin: true}, "x") }, frame.ErrContinuation,
 		},
