@@ -15,6 +15,7 @@ var (
 	reasonTooBig  = [2]Reason{ClientTooBig, UpstreamTooBig}
 	reasonText    = [2]Reason{ClientEncoding, UpstreamEncoding}
 	reasonSilent  = [2]Reason{ClientSilent, UpstreamSilent}
+	reasonRate    = [2]Reason{ClientRate, UpstreamRate}
 )
 
 // because notes why the session ends: the first cause counts.

@@ -92,9 +92,53 @@ func (p *policy) exceeded(until, now moment) bool {
 	if c := &p.ends[client]; c.in.Inside() {
 		c.inClosed = true // the rest of the frame is not waited for: it may be all that there is
 	}
-	p.because(ClientRate, frame.CodePolicy)
-	p.closeWith(client, Closing{frame.CodePolicy, "message rate"}, now)
-	p.closeWith(upstream, Closing{frame.CodeGoingAway, ""}, now)
+	p.outran(client, "message rate", now)
+	return true
+}
+
+// outran ends the session because of how much side s sends.
+func (p *policy) outran(s side, what string, now moment) {
+	p.because(reasonRate[s], frame.CodePolicy)
+	p.ends[client].sliding, p.ends[upstream].sliding = false, false
+	p.closeWith(s, Closing{frame.CodePolicy, what}, now)
+	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
+}
+
+// hollowEvery and hollowBurst bound the hollow frames of either side, whatever
+// MESSAGE_RATE says: 500 a second, 5,000 at once. A flood of them takes a
+// processor, ours and the peer's, and carries nothing. No honest peer comes
+// near: what pings most often is a game that does so at each of its ticks, at most 128
+// a second, and of those the burst holds what piles up in 39 s on a stalled path. At
+// the limit a session costs no more than one of 500 messages a second.
+const (
+	hollowEvery = moment(time.Second) / 500
+	hollowBurst = 5000 * hollowEvery
+)
+
+// hollow reports whether a part is a frame that carries nothing: a ping, a
+// pong, or a data frame without payload. The empty last frame of a message is
+// none: libraries that write before they know what comes next end every message with
+// one, and there is no more than one to each first frame, which has payload or is
+// hollow itself. Fragments with a byte of payload are none either: to some servers
+// every write is one, and who would flood with them can do so with messages.
+func hollow(part frame.Part) bool {
+	h := part.Header
+	if part.Control {
+		return h.Opcode != frame.Close
+	}
+	return part.Starts && h.Length == 0 && !(h.Opcode == frame.Continuation && h.Fin)
+}
+
+// bears charges a hollow frame of side s. Where it is one too many, it ends
+// the session and reports false.
+func (p *policy) bears(s side, now moment) bool {
+	e := &p.ends[s]
+	due := max(e.hollow, now) + hollowEvery
+	if due > now+hollowBurst {
+		p.outran(s, "too many control or empty frames", now)
+		return false
+	}
+	e.hollow = due
 	return true
 }
 

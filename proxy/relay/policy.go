@@ -47,7 +47,8 @@ type policy struct {
 	ends    [2]end
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
 	started moment
-	active  moment // when a data frame's bytes last came, from either side
+	active  moment // when a message last ended, or came on by activeBytes
+	payload int64  // of data frames that came since then, from either side
 	meter   meter  // of what the client may send
 	kernel  kernel // asked before a peer is given up
 	nonce   uint64 // our pings carry nonce+1, nonce+2, ...
@@ -63,6 +64,7 @@ type end struct {
 	text    *text     // of what the peer sends; terminating only
 	carry   []byte    // an incomplete header or control frame, until the rest of it comes
 	traffic Traffic   // what the peer has sent
+	hollow  moment    // the meter of its hollow frames; see limits.go
 	heard   moment    // when bytes last came, or when we began to listen again
 
 	// Heartbeat.
@@ -174,6 +176,10 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 		}
 		wire := b[at : at+part.Size]
 		pass := true
+		if hollow(part) && !to.shut() && !p.bears(s, now) {
+			at += part.Size
+			continue
+		}
 		if part.Control {
 			if p.terminate && part.Header.Opcode == frame.Close && n > 0 {
 				// What came before it must be through the library first.
@@ -187,9 +193,7 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 				from.traffic.Messages++
 				from.sliding = from.sliding && !from.forwarded
 			}
-			if part.Payload > 0 || part.Message {
-				p.active = now // empty fragments without end are none
-			}
+			p.carriedOn(part, now)
 			pass = !to.shut()
 		}
 		if pass {
@@ -475,6 +479,17 @@ func (p *policy) tick(now moment) {
 			p.wakeBy(e.cutAt)
 		}
 		p.heartbeat(s, now)
+	}
+}
+
+// activeBytes is how much payload is as good as the end of a message: a large one on a slow link is not idle. A byte now
+// and then is, or a frame without an end would keep a session open for ever.
+const activeBytes = 4 << 10
+
+// carriedOn notes that a session is not idle, if a part of a data frame shows that.
+func (p *policy) carriedOn(part frame.Part, now moment) {
+	if p.payload += int64(part.Payload); part.Message || p.payload >= activeBytes {
+		p.active, p.payload = now, 0
 	}
 }
 

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"strings"
@@ -320,14 +321,77 @@ func TestIdle(t *testing.T) {
 	s.wantOver(Idle, 3008)
 }
 
-func TestMessagesAreActivity(t *testing.T) {
+// What is activity: with IDLE_TIMEOUT=1m, a session in which only that comes, every twenty seconds, is as live as ever.
+func TestActivity(t *testing.T) {
+	endless := func(from side) []byte {
+		return frame.Header{Fin: true, Opcode: frame.Binary, Length: 1 << 40, Masked: from == client}.Append(nil)
+	}
+	pieces := func(size int) func(side, int) []byte {
+		return func(from side, i int) []byte {
+			if i == 0 {
+				return endless(from)
+			}
+			return make([]byte, size)
+		}
+	}
+	fragments := func(size int) func(side, int) []byte {
+		return func(from side, i int) []byte {
+			h := frame.Header{Opcode: frame.Continuation}
+			if i == 0 {
+				h.Opcode = frame.Binary
+			}
+			return from.frame(h, strings.Repeat("x", size))
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		next func(from side, i int) []byte
+		live bool
+	}{
+		{"messages", func(from side, i int) []byte { return from.text("abc") }, true},
+		{"empty messages", func(from side, i int) []byte { return from.text("") }, true},
+		{"frame that drips", pieces(1), false},
+		{"frame that comes on too slowly", pieces((activeBytes - 1) / 3), false},
+		{"frame that comes on", pieces((activeBytes + 1) / 2), true},
+		{"fragments that drip", fragments(1), false},
+		{"fragments that come on", fragments((activeBytes + 1) / 2), true},
+		{"empty fragments", fragments(0), false},
+		{"pings", func(from side, i int) []byte { return from.ping("p") }, false},
+		{"pongs", func(from side, i int) []byte { return from.pong("p") }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bothSides(t, func(t *testing.T, from side) {
+				c := scriptConfig()
+				c.IdleTimeout, c.PingInterval = time.Minute, 0
+				s := newScript(t, c)
+				for i := range 100 {
+					if s.policy.reason != "" {
+						break
+					}
+					s.send(from, tt.next(from, i))
+					s.wait(20 * time.Second)
+				}
+				if tt.live {
+					s.wantLive()
+				}
+				s.wait(2 * time.Minute)
+				s.wantOver(Idle, 3008)
+				if took := s.clock - time.Hour; !tt.live && took > 4*time.Minute {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// The clock of IDLE_TIMEOUT starts with the end of a message, whenever that began.
+func TestIdleCountsFromTheEndOfAMessage(t *testing.T) {
 	bothSides(t, func(t *testing.T, from side) {
 		c := scriptConfig()
 		c.IdleTimeout, c.PingInterval = time.Minute, 0
 		s := newScript(t, c)
-		s.wait(59 * time.Second)
 		b := from.text("abc")
-		s.send(from, b[:len(b)-1]) // any part of one
+		s.send(from, b[:len(b)-1])
 		s.wait(59 * time.Second)
 		s.send(from, b[len(b)-1:])
 		s.wait(60*time.Second - 1)
@@ -335,9 +399,89 @@ func TestMessagesAreActivity(t *testing.T) {
 		s.wait(1)
 		s.want(from, "close 3008 idle")
 		s.want(from.other(), "text abc", "close 3008 idle")
-		s.wait(10 * time.Second)
-		s.wantOver(Idle, 3008)
 	})
+}
+
+// Hollow frames: a flood of them ends the session without any setting, and what an honest peer sends does not.
+func TestHollowFrames(t *testing.T) {
+	const burst = int(hollowBurst / hollowEvery)
+	empty := func(from side, h frame.Header) []byte { return from.frame(h, "") }
+	begun := func(from side) []byte { return from.frame(frame.Header{Opcode: frame.Binary}, "begun") }
+	for _, tt := range []struct {
+		name   string
+		before func(side) []byte
+		frames func(side) []byte
+		hollow bool
+	}{
+		{"pings", nil, func(s side) []byte { return s.ping("p") }, true},
+		{"pongs", nil, func(s side) []byte { return s.pong(strings.Repeat("p", 125)) }, true},
+		{"empty messages", nil, func(s side) []byte { return s.text("") }, true},
+		{"empty fragments", begun, func(s side) []byte { return empty(s, frame.Header{}) }, true},
+		{"messages of two empty fragments", nil, func(s side) []byte {
+			return append(empty(s, frame.Header{Opcode: frame.Text}), empty(s, frame.Header{Fin: true})...)
+		}, true},
+		{"small messages", nil, func(s side) []byte { return s.text("x") }, false},
+		{"small fragments", begun, func(s side) []byte { return s.frame(frame.Header{}, "x") }, false},
+		{"messages with an empty last fragment", nil, func(s side) []byte {
+			return append(s.frame(frame.Header{Opcode: frame.Text}, "x"), empty(s, frame.Header{Fin: true})...)
+		}, false},
+	} {
+		for _, mode := range []string{"passthrough", "terminate"} {
+			t.Run(tt.name+"/"+mode, func(t *testing.T) {
+				bothSides(t, func(t *testing.T, from side) {
+					c := scriptConfig()
+					if mode == "terminate" {
+						c = terminateConfig()
+					}
+					s := newScript(t, c)
+					if tt.before != nil {
+						s.send(from, tt.before(from))
+					}
+					s.send(from, bytes.Repeat(tt.frames(from), burst))
+					s.wantLive()
+					for range 10 { // the sustained rate
+						s.wait(time.Second)
+						s.send(from, bytes.Repeat(tt.frames(from), int(time.Second/hollowEvery)))
+					}
+					s.wantLive()
+					s.peers[from].seen = nil
+					s.send(from, bytes.Repeat(tt.frames(from), 2))
+					if !tt.hollow {
+						s.wantLive()
+						return
+					}
+					s.want(from, "close 1008 too many control or empty frames")
+					got := s.peers[from.other()].seen
+					if len(got) == 0 || got[len(got)-1] != "close 1001 " {
+						t.Errorf("%v got %.200q", from.other(), got)
+					}
+					s.wait(time.Minute)
+					s.wantOver(reasonRate[from], 1008)
+				})
+			})
+		}
+	}
+}
+
+// An upstream whose client has shut its direction can be told nothing, and is bounded all the same.
+func TestHollowFramesAfterTheClientsFIN(t *testing.T) {
+	s := newScript(t, scriptConfig())
+	s.sendFIN(client)
+	for range 60 {
+		s.send(upstream, bytes.Repeat(upstream.ping(""), 1000))
+		s.wait(time.Second)
+	}
+	s.wantOver(ClientGone, 1006)
+}
+
+// MESSAGE_LIMIT_ACTION=throttle has a client wait, and its pings with it: what is not read is no flood.
+func TestHollowFramesOfAThrottledClient(t *testing.T) {
+	c := scriptConfig()
+	c.MessageRate, c.MessageBurst, c.LimitAction, c.PingInterval = 100, 1, "throttle", 0
+	s := newScript(t, c)
+	s.send(client, bytes.Repeat(client.ping(""), 8000))
+	s.wait(40 * time.Second)
+	s.wantLive()
 }
 
 func TestSessionLimit(t *testing.T) {

@@ -30,8 +30,8 @@ type Config struct {
 	// tell (Linux). One that hangs while its kernel acknowledges what comes may
 	// get twice as long. It must be positive where PingInterval is.
 	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s"`
-	// IdleTimeout ends a session in which neither side has sent any part of
-	// a message for that long; pings and pongs do not count.
+	// IdleTimeout ends a session in which for that long no message has ended,
+	// from either side, and no 4 KiB of one have come; pings and pongs do not count.
 	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"0s"`
 	// SessionMax ends a session that has been open for that long.
 	SessionMax time.Duration `env:"SESSION_MAX" envDefault:"0s"`
@@ -73,7 +73,8 @@ const (
 	UpstreamFraming Reason = "upstream_framing" //
 	ClientTooBig    Reason = "client_too_big"   // it sent a message beyond MessageMaxBytes
 	UpstreamTooBig  Reason = "upstream_too_big" //
-	ClientRate      Reason = "client_rate"      // it sent more than MessageRate or MessageByteRate
+	ClientRate      Reason = "client_rate"      // it sent more than MessageRate or MessageByteRate, or a flood of control or empty frames
+	UpstreamRate    Reason = "upstream_rate"    // it sent such a flood
 	Idle            Reason = "idle"             // IdleTimeout
 	SessionLimit    Reason = "session_limit"    // SessionMax
 	Expired         Reason = "expired"          // its credential ran out: Session.Close
@@ -90,7 +91,7 @@ const (
 // Reasons are all of them.
 var Reasons = []Reason{
 	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
-	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate,
+	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate, UpstreamRate,
 	Idle, SessionLimit, Expired, Revoked, AuthUnavailable, Drained, Forced,
 	ClientEncoding, UpstreamEncoding,
 }

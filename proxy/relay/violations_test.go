@@ -320,6 +320,40 @@ func TestLargestMessage(t *testing.T) {
 	}
 }
 
+// A flood of control frames ends the session of who sends it, without any setting.
+func TestFloodOfControlFrames(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e engine) {
+		r := newRig(t, e, e.config())
+		for side := range side(2) {
+			s := r.open()
+			from, to := s.client, s.upstream
+			if side == upstream {
+				from, to = to, from
+			}
+			ping := from.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "")
+			go flood(from, bytes.Repeat(ping, 100))
+			for {
+				f, err := to.read()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if f.Opcode != frame.Ping {
+					if got := f.name(); got != "close 1001" {
+						t.Errorf("%s reads %q", to, got)
+					}
+					break
+				}
+			}
+			from.expect("close 1008 too many control or empty frames")
+			s.client.conn.Close()
+			s.upstream.conn.Close()
+			if end := s.ended(); end.Reason != reasonRate[side] || end.Code != frame.CodePolicy {
+				t.Errorf("end %+v", end)
+			}
+		}
+	})
+}
+
 // A client of a hundred does what it can to disturb the others.
 func TestHostileNeighbour(t *testing.T) {
 	pings := func(s *testSession) []byte {
