@@ -2,10 +2,16 @@ package relay
 
 import "portcullis/proxy/frame"
 
-// farewell is what the other side is told when one side is at fault or lost.
+// farewell is what the other side is told when one side is lost.
 var farewell = [2]Closing{
 	client:   {frame.CodeGoingAway, "client connection lost"},
 	upstream: {frame.CodeInternal, "upstream connection lost"},
+}
+
+// noAnswer is what it is told when that side is connected and yet does nothing any more.
+var noAnswer = [2]Closing{
+	client:   {frame.CodeGoingAway, "client does not answer"},
+	upstream: {frame.CodeInternal, "upstream does not answer"},
 }
 
 var (
@@ -105,7 +111,7 @@ func (p *policy) eof(s side, now moment) {
 	switch {
 	case e.inClosed:
 	case s == upstream:
-		p.loseUpstream(now)
+		p.loseUpstream(farewell[upstream], now)
 	case !o.shut() && o.closing == nil:
 		// The client may still listen, so what the upstream has to say goes on.
 		p.because(ClientGone, frame.CodeAbnormal)
@@ -115,11 +121,20 @@ func (p *policy) eof(s side, now moment) {
 	p.retire(s, now)
 }
 
-// loseUpstream tells the client that its upstream has broken off.
-func (p *policy) loseUpstream(now moment) {
-	p.because(UpstreamGone, farewell[upstream].Code)
+// loseUpstream tells the client in those words that its upstream is no more.
+func (p *policy) loseUpstream(c Closing, now moment) {
+	p.blame(upstream, UpstreamGone, c.Code, now)
 	p.ends[client].forwarded = false
-	p.closeWith(client, farewell[upstream], now)
+	p.closeWith(client, c, now)
+}
+
+// blame notes that the session ends because of side s, unless the client had
+// left before, and nobody has come to read that yet.
+func (p *policy) blame(s side, r Reason, code int, now moment) {
+	if s == upstream && p.hasLeft(client, now) {
+		p.because(ClientGone, frame.CodeAbnormal)
+	}
+	p.because(r, code)
 }
 
 // deafened notes that writing to side s has failed. What it sent before may
@@ -131,7 +146,7 @@ func (p *policy) deafened(s side, now moment) {
 		return
 	}
 	p.listen(s, now)
-	e.wantPing, e.closing = false, nil
+	e.wantPing, e.closing, e.deaf = false, nil, true
 	e.outClosed, e.flushed, e.finSent = true, true, true
 	e.sliding = false
 	p.stopBy(s, now+p.closeTimeout)
@@ -141,11 +156,26 @@ func (p *policy) deafened(s side, now moment) {
 // lost gives up side s: its connection is to be closed as it is. An engine
 // calls it when reading has failed.
 func (p *policy) lost(s side, now moment) {
+	p.abandon(s, farewell[upstream], now)
+}
+
+// giveUp gives up side s, which has not done in time what it was waited for.
+func (p *policy) giveUp(s side, now moment) {
+	if p.ends[s].deaf {
+		p.lost(s, now)
+		return
+	}
+	p.abandon(s, noAnswer[upstream], now)
+}
+
+// abandon closes the connection of side s as it is. If that is the upstream's, and it
+// took no leave, the client is told in those words.
+func (p *policy) abandon(s side, words Closing, now moment) {
 	if p.ends[s].gone {
 		return
 	}
 	if s == upstream && !p.ends[s].inClosed {
-		p.loseUpstream(now)
+		p.loseUpstream(words, now)
 	} else {
 		p.because(reasonGone[s], frame.CodeAbnormal)
 	}

@@ -10,31 +10,46 @@ type delivery struct {
 	quiet  moment // how long ago its last acknowledgement came
 }
 
-// kernel is asked about delivery. It cannot always tell.
+// kernel is asked about delivery, and about a peer that is not read. It cannot always tell.
 type kernel interface {
 	delivery(side) (d delivery, ok bool)
+	// hungUp reports whether a peer has shut its direction, or broken the connection.
+	hungUp(side) (fin, broken bool)
 }
 
-// reprieve looks, when our ping to side s was not answered in time, whether the
-// peer is merely slow. Then it moves the deadline and reports true. The ping
-// has been delivered when all has been that is queued at the first look; until
-// then the peer has to take something in every PongTimeout, and from then on it
+// aim notes how much must have been acknowledged before our ping to side s,
+// which has just been written, has been delivered. Where nothing else is on its way it
+// will be at once, and its deadline stands.
+func (p *policy) aim(s side, now moment) {
+	if d, ok := p.look(s, now); ok {
+		const ping = 2 + 4 + 8 // the header, the key towards an upstream, the payload
+		e := &p.ends[s]
+		e.target, e.delivered = d.acked+d.queued, d.queued <= ping
+	}
+}
+
+// followed is how often per PongTimeout the kernel is asked whether a ping has been delivered.
+const followed = 16
+
+// follow moves the deadline of our ping to side s while that has not been
+// delivered: until then the peer has to take something in every PongTimeout, and from then on it
 // has that long to answer, however much is still sent to it.
-func (p *policy) reprieve(s side, now moment) bool {
+func (p *policy) follow(s side, now moment) {
 	e := &p.ends[s]
-	if e.delivered {
-		return false
+	if e.delivered || e.target == 0 && now < e.deadline {
+		return
 	}
 	d, ok := p.look(s, now)
 	if !ok {
-		return false
+		return
 	}
-	if e.target == 0 {
+	if e.target == 0 { // the kernel could not tell when the ping was written
 		e.target = d.acked + d.queued
 	}
-	e.delivered = d.acked >= e.target
-	e.deadline = e.moved + p.pongTimeout
-	return e.deadline > now
+	e.deadline = max(e.deadline, e.moved+p.pongTimeout)
+	if e.delivered = d.acked >= e.target; !e.delivered {
+		p.wakeBy(now + p.pongTimeout/followed)
+	}
 }
 
 // look asks the kernel about side s, and notes when the peer last took anything.

@@ -51,6 +51,7 @@ func TestPingAnsweredOnASlowLink(t *testing.T) {
 			}
 			s.want(slow)
 			s.answer(slow)
+			s.onTheWay(slow, (round+1)*ping, ping)
 			chat(30 * time.Second)
 			s.want(slow, "our ping")
 			s.wantLive()

@@ -99,10 +99,10 @@ func TestWaitingSessionSleeps(t *testing.T) {
 			two(s)
 			s.upstream.expect("text one", "text two")
 		}},
-		"for its rate, and the client resets": {throttled, func(s *testSession) {
+		"for its rate, and the client has shut its direction": {throttled, func(s *testSession) {
 			two(s)
 			s.upstream.expect("text one")
-			s.client.reset()
+			s.client.closeWrite()
 			s.upstream.expect("text two")
 			s.upstream.expectEOF()
 		}},

@@ -26,31 +26,30 @@ func (p *policy) heard(s side, now moment) {
 // heartbeat pings side s when it has been silent for long enough, and gives it
 // up when it does not answer.
 func (p *policy) heartbeat(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
+	e := &p.ends[s]
 	if p.pingInterval > 0 && e.unsent {
-		// To a side that takes nothing no ping can be written. It has as long
-		// as it would have to answer one.
-		patience := p.pingInterval + p.pongTimeout
-		if now >= e.taken+patience {
+		if now >= p.patience(s) {
 			// The socket has room again only when much of what it holds is gone.
 			p.look(s, now)
 			e.taken = max(e.taken, e.moved)
 		}
-		if now >= e.taken+patience {
+		until := p.patience(s)
+		if now >= until {
 			p.silent(s, now)
 			return
 		}
-		p.wakeBy(e.taken + patience)
+		p.wakeBy(until)
 	}
 	if p.pingInterval == 0 || e.eof || e.inClosed || e.closing != nil || e.shut() {
 		return
 	}
 	switch {
-	case o.unsent, p.throttled(s), e.wantPing, e.pinging:
+	case p.unheard(s), e.wantPing, e.pinging:
 		// We do not listen, or our ping is not out: silence means nothing yet.
 		p.wakeBy(now + p.pingInterval)
 	case e.deadline != 0:
-		if now >= e.deadline && !p.reprieve(s, now) {
+		p.follow(s, now)
+		if now >= e.deadline {
 			p.silent(s, now)
 			return
 		}
@@ -67,6 +66,18 @@ func (p *policy) heartbeat(s side, now moment) {
 		}
 		p.wakeBy(due)
 	}
+}
+
+// patience is until when side s, which takes nothing, may go on so. No ping can
+// be written to it. If it is silent, too, it has as long as it would have to answer one; if it
+// speaks, or is not listened to, as long as it might also have been silent.
+func (p *policy) patience(s side) moment {
+	e := &p.ends[s]
+	until := e.taken + p.pingInterval + p.pongTimeout
+	if e.eof || e.inClosed || p.unheard(s) {
+		return until
+	}
+	return min(until, max(e.taken, e.heard+p.pingInterval)+p.pongTimeout)
 }
 
 // appendPing appends a ping of ours to side s. Its payload is 64 bits, random
@@ -104,7 +115,7 @@ func (p *policy) passedPing(s side, now moment) {
 
 // silent gives up side s, which has not answered our ping.
 func (p *policy) silent(s side, now moment) {
-	p.because(reasonSilent[s], frame.CodeTimeout)
+	p.blame(s, reasonSilent[s], frame.CodeTimeout, now)
 	p.closeWith(s, Closing{frame.CodeTimeout, "no pong"}, now)
-	p.closeWith(s.other(), farewell[s], now)
+	p.closeWith(s.other(), noAnswer[s], now)
 }

@@ -142,7 +142,7 @@ func (p *policy) bears(s side, now moment) bool {
 	return true
 }
 
-// throttled reports whether side s is not to be read now.
+// throttled reports whether side s is not to be read now because of its rate.
 func (p *policy) throttled(s side) bool { return s == client && p.meter.until != 0 }
 
 // allowance bounds how much is read from side s at once, so that a byte rate

@@ -22,3 +22,6 @@ func (*loopSession) cut()                  {}
 
 // deliveryOf cannot tell here.
 func deliveryOf(net.Conn) (d delivery, ok bool) { return d, false }
+
+// hungUpOf cannot, either.
+func hungUpOf(net.Conn) (fin, broken bool) { return false, false }

@@ -18,9 +18,10 @@ type loopSession struct {
 	timer    timer
 	fds      [2]int32
 	slot     int32
-	readable [2]bool // there may be something to read from that side
-	toEnd    [2]bool // a short read does not show that there is no more: it is read until there is none
-	again    bool    // it is in the loop's list of those to be read again
+	readable [2]bool   // there may be something to read from that side
+	toEnd    [2]bool   // a short read does not show that there is no more: it is read until there is none
+	hung     [2]uint32 // what epoll has told of that side's end
+	again    bool      // it is in the loop's list of those to be read again
 	closed   [2]bool
 	pending  [2][]byte // handed out for that side, which would not take it yet
 	unread   [2][]byte // read from that side, and not yet shown to the policy
@@ -59,6 +60,8 @@ func (s *loopSession) ready(on side, events uint32) {
 	const more = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR | unix.EPOLLPRI
 	if events&more != 0 {
 		s.toEnd[on] = true
+		s.hung[on] |= events & (unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR)
+		s.policy.watch(on, s.loop.now)
 	}
 	if events&(unix.EPOLLIN|more) != 0 {
 		s.readable[on] = true
@@ -74,7 +77,7 @@ func (s *loopSession) ready(on side, events uint32) {
 
 // mayRead reports whether a side is to be read now.
 func (s *loopSession) mayRead(from side) bool {
-	return s.readable[from] && !s.policy.ends[from].eof && !s.closed[from] && len(s.unread[from]) == 0 && s.flows(from)
+	return s.readable[from] && !s.policy.ends[from].eof && !s.policy.ends[from].gone && len(s.unread[from]) == 0 && s.flows(from)
 }
 
 // readAgain reads what was left for later.
@@ -131,7 +134,7 @@ func (s *loopSession) pass(from side, b []byte, keep func([]byte) []byte) {
 
 // flows reports whether what a side sends can go on now.
 func (s *loopSession) flows(from side) bool {
-	return len(s.pending[from.other()]) == 0 && !s.policy.throttled(from)
+	return len(s.pending[from.other()]) == 0 && !s.policy.held(from)
 }
 
 // resume shows the policy what was read before it could go on.
@@ -237,9 +240,14 @@ func (s *loopSession) finish() {
 
 func (s *loopSession) delivery(to side) (delivery, bool) { return deliveryOn(int(s.fds[to])) }
 
+func (s *loopSession) hungUp(from side) (fin, broken bool) {
+	return s.hung[from] != 0, s.hung[from]&unix.EPOLLERR != 0
+}
+
 func (s *loopSession) tick() {
 	s.policy.tick(s.loop.now)
-	s.resume(client) // it may have been throttled
+	s.resume(client) // either may have been held
+	s.resume(upstream)
 	s.settle()
 }
 

@@ -93,6 +93,10 @@ type end struct {
 	wantFIN   bool     // our direction is to be shut once all has been written
 	finSent   bool     //
 	eof       bool     // the peer has shut its direction
+	left      moment   // when that, or that it has broken off, was seen while it was not read; 0: it was not
+	spill     moment   // the meter of its bytes that lead nowhere
+	sated     moment   // it is not read before that, for there were enough of them; 0: it is
+	deaf      bool     // writing to it has failed
 	gone      bool     // the connection is to be closed, or was
 	cutAt     moment   // when it is cut if nothing comes of it; 0: never
 	sliding   bool     // every byte from the peer moves that back
@@ -129,7 +133,7 @@ func (p *policy) carried(s side, buf []byte) int {
 // receive takes bytes that came from side s. It returns out, what is to be
 // written to the other side, and rest, which must be shown to it again after
 // out, and then what insertion gives, have been handed over, and s is not
-// throttled any more. Both alias b, which is overwritten.
+// held any more. Both alias b, which is overwritten.
 //
 // When terminating, out goes to the library instead, and holds data frames only.
 func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
@@ -206,6 +210,9 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 	}
 	if n > 0 && !p.terminate {
 		p.handedOut(s.other(), now)
+	}
+	if from.inClosed || to.shut() {
+		p.spilled(s, len(b)-len(rest), now)
 	}
 	return b[:n], rest
 }
@@ -374,6 +381,7 @@ func (p *policy) handedOut(s side, now moment) {
 		return
 	}
 	e.unsent, e.since, e.taken = true, now, now
+	p.wakeBy(now + lookOut)
 	if o.deadline != 0 {
 		o.frozen, o.deadline = max(o.deadline-now, 1), 0
 	}
@@ -415,12 +423,13 @@ func (p *policy) written(s side, now moment) {
 	if e.pinging {
 		e.pinging = false
 		e.frozen = p.pongTimeout
-		if !o.unsent && !p.throttled(s) {
+		p.aim(s, now)
+		if !p.unheard(s) {
 			p.unfreeze(s, now)
 		}
 	}
 	if e.outClosed && !e.flushed {
-		e.flushed = true
+		e.flushed, e.spill, e.sated = true, 0, 0
 		// The answer may have to wait for the end of the message that the
 		// peer is sending (RFC 6455, section 5.5.1), and for nothing else.
 		e.sliding = e.forwarded && e.in.InMessage()
@@ -462,6 +471,8 @@ func (p *policy) summary(now moment) End {
 func (p *policy) tick(now moment) {
 	p.wake = never
 	p.lifetime(now)
+	p.watch(client, now)
+	p.watch(upstream, now)
 	p.thaw(now)
 	for s := range side(2) {
 		e := &p.ends[s]
@@ -472,7 +483,7 @@ func (p *policy) tick(now moment) {
 			e.cutAt = now + p.closeTimeout // it cannot be heard while we do not listen
 		}
 		if e.cutAt != 0 && now >= e.cutAt {
-			p.lost(s, now)
+			p.giveUp(s, now)
 			continue
 		}
 		if e.cutAt != 0 {

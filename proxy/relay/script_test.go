@@ -130,6 +130,9 @@ func (s *script) arrive(from side, a arrival) {
 	s.t.Helper()
 	p := &s.peers[from]
 	p.inbox = append(p.inbox, a)
+	if a.eof || a.err {
+		s.policy.watch(from, s.clock)
+	}
 	s.run()
 }
 
@@ -156,6 +159,14 @@ func (s *script) onTheWay(to side, acked, queued uint64) {
 func (s *script) delivery(to side) (delivery, bool) {
 	p := &s.peers[to]
 	return delivery{p.acked, p.queued, s.clock - p.ackedAt}, p.ackedAt != 0
+}
+
+// hungUp reports whether a peer's end has come, read or not.
+func (s *script) hungUp(from side) (fin, broken bool) {
+	for _, a := range s.peers[from].inbox {
+		fin, broken = fin || a.eof || a.err, broken || a.err
+	}
+	return fin, broken
 }
 
 // wait lets time pass.
@@ -204,7 +215,7 @@ func (s *script) run() {
 // library is only kept from reading by what it has to write itself.
 func (s *script) flows(from side) bool {
 	to := &s.peers[from.other()]
-	return len(to.writing) == 0 && (to.pending == nil || s.policy.terminate) && !s.policy.throttled(from) && !s.peers[from].gone
+	return len(to.writing) == 0 && (to.pending == nil || s.policy.terminate) && !s.policy.held(from) && !s.peers[from].gone
 }
 
 func (s *script) read(from side, a arrival) {

@@ -32,7 +32,7 @@ type stream struct {
 	armed   moment      // when it fires
 	writing [2]bool     // that side has a writer
 	free    sync.Cond   // of mu: a side has none any more
-	thawed  sync.Cond   // of mu: a throttled side may be read again
+	thawed  sync.Cond   // of mu: a side that is held may be read again
 	closed  [2]bool     // somebody closes that side's connection, or has
 	open    int         // connections that have not been closed
 }
@@ -93,9 +93,9 @@ func (s *stream) pass(from side, b []byte) {
 
 // The following, up to settle, are called with mu held.
 
-// thaw waits while a side is throttled.
+// thaw waits while a side is held.
 func (s *stream) thaw(from side) {
-	for s.policy.throttled(from) && s.open > 0 {
+	for s.policy.held(from) && !s.closed[from] {
 		s.thawed.Wait()
 	}
 }
@@ -148,9 +148,6 @@ func (s *stream) settle() {
 		s.armed = wake
 		s.timer.Reset(wake - now())
 	}
-	if !s.policy.throttled(client) {
-		s.thawed.Broadcast()
-	}
 	for to := range side(2) {
 		switch {
 		case s.closed[to] || !s.policy.wants(to):
@@ -166,6 +163,7 @@ func (s *stream) settle() {
 			}()
 		}
 	}
+	s.thawed.Broadcast()
 }
 
 // readEnded tells the policy why reading a side has ended.
@@ -196,7 +194,6 @@ func (s *stream) close(to side) {
 	s.mu.Lock()
 	s.open--
 	last := s.open == 0
-	s.thawed.Broadcast()
 	end := s.policy.summary(now())
 	s.mu.Unlock()
 	if !last {
@@ -211,6 +208,11 @@ func (s *stream) close(to side) {
 }
 
 func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[to]) }
+
+func (s *stream) hungUp(from side) (fin, broken bool) {
+	fin, broken = hungUpOf(s.conns[from])
+	return fin, broken && !s.policy.ends[from].finSent
+}
 
 func (s *stream) tick() {
 	s.mu.Lock()
@@ -260,6 +262,7 @@ func (r *reader) read(s *stream, from side) ([]byte, error) {
 		buf = r.large[:]
 	}
 	s.mu.Lock()
+	s.thaw(from)
 	carried := s.policy.carried(from, buf)
 	most := min(s.policy.allowance(from, now()), len(buf)-carried)
 	s.mu.Unlock()

@@ -125,9 +125,9 @@ func TestSilentPeer(t *testing.T) {
 				for silent := range side(2) {
 					began := time.Now()
 					s := r.open()
-					mute, other, farewell := s.client, s.upstream, "close 1001 client connection lost"
+					mute, other, farewell := s.client, s.upstream, "close 1001 client does not answer"
 					if silent == upstream {
-						mute, other, farewell = other, mute, gone1011
+						mute, other, farewell = other, mute, "close 1011 upstream does not answer"
 					}
 					fromMute := other.reads()
 					meanwhile(other)
