@@ -5,47 +5,25 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/header"
 	"portcullis/upstream"
 )
-
-// hopByHop are the headers that concern one connection and never go on to the next (RFC 9110 section 7.6.1), in requests and
-// in answers, and those that describe a body where there is none or of which we send our own.
-var hopByHop = []string{
-	"Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info", "Proxy-Connection",
-	"Http2-Settings", // of an upgrade to h2c (BishopFox/h2csmuggler)
-	"Content-Length", "Expect",
-}
-
-// endToEnd is a copy of h with what is meant for the next hop alone left out: first what Connection lists, so that
-// whatever is set afterwards stays (CVE-2021-32813, CVE-2022-31813). The values are shared with h.
-func endToEnd(h http.Header) http.Header {
-	out := maps.Clone(h)
-	for _, list := range h["Connection"] {
-		for name := range strings.SplitSeq(list, ",") {
-			out.Del(trimSpace(name))
-		}
-	}
-	for _, name := range hopByHop {
-		delete(out, name)
-	}
-	return out
-}
 
 // upstreamRequest is what goes upstream of the client's request: path and query byte for byte and its end-to-end headers,
 // without the credential and without what only we may say. Identity is set last.
 func (p *Proxy) upstreamRequest(u *upgrade) *upstream.Request {
-	h := endToEnd(u.r.Header)
-	for name := range h {
-		if isOurs(name, u.client.Proxied) {
-			delete(h, name)
+	h := make(http.Header, len(u.r.Header)+8)
+	for name, values := range u.r.Header {
+		if u.passes(name, values) {
+			h[name] = values
 		}
 	}
+	// Before ours are set, so that they stay (CVE-2021-32813, CVE-2022-31813).
+	dropListed(h, u.r.Header["Connection"])
 	if u.open || !p.relay.Extensions() {
 		delete(h, "Sec-Websocket-Extensions")
 	}
@@ -65,54 +43,67 @@ func (p *Proxy) upstreamRequest(u *upgrade) *upstream.Request {
 	return &upstream.Request{Path: u.path, Query: query, Host: u.r.Host, Header: h}
 }
 
-// isOurs reports whether a client's header is one that only we may send, or that a server behind could take for one:
-// CGI and its heirs read X_Forwarded.For as X-Forwarded-For (CVE-2026-30851, CVE-2026-88011). A trusted proxy may tell more
-// than we know, such as X-Forwarded-Prefix, if it spells it properly.
-func isOurs(name string, trusted bool) bool {
-	folded := fold(name)
-	switch folded {
-	case "X-Real-Ip", "Proxy": // HTTP_PROXY, to CGI: httpoxy, CVE-2016-5385
-		return true
-	case "Forwarded":
-		// Not replaced by ours: nothing of it is verified, and two accounts of one fact only invite the reading that differs.
-		return true
-	case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host":
-		return true
-	case "X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host":
-		return true // some frameworks route by them, past PATHS and past what mode forward was shown
-	case "Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Accept":
+// passes reports whether a client's header goes upstream as it is. A trusted proxy may tell more than we know, such as
+// X-Forwarded-Prefix, if it spells it properly; but one that is trusted for X-Forwarded-For may still pass its clients' own
+// copies of the like on, so its other words for a fact are kept where they agree with what was found.
+func (u *upgrade) passes(name string, values []string) bool {
+	kind := header.KindOf(name)
+	if kind == header.EndToEnd {
 		return true
 	}
-	if slices.Contains(addressHeaders, folded) {
-		return true
+	proper := header.Fold(name) == name
+	switch kind {
+	case header.Handshake: // the offers go on
+		return proper && name != "Sec-Websocket-Key" && name != "Sec-Websocket-Version" && name != "Sec-Websocket-Accept"
+	case header.Forwarded:
+		return proper && u.client.Proxied
+	case header.Address:
+		return proper && u.client.Proxied && len(values) == 1 && isAddress(values[0], u.client.Addr)
+	case header.Scheme:
+		return proper && u.client.Proxied && len(values) == 1 && isScheme(values[0], u.route.Scheme)
 	}
-	if strings.HasPrefix(folded, "X-Forwarded-") {
-		return !trusted || folded != name
-	}
-	return folded != name && strings.HasPrefix(folded, "Sec-Websocket-")
+	return false
 }
 
-// addressHeaders are those in which the networks in front name the client, besides X-Forwarded-For. A proxy that is
-// trusted for that one may still pass its clients' own copies of these on; see setForwarded.
-var addressHeaders = []string{
-	"X-Forwarded", "Client-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Proxyuser-Ip", "X-Envoy-External-Address",
-	"True-Client-Ip", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Fastly-Client-Ip",
+// isAddress reports whether said is addr, with or without a port.
+func isAddress(said string, addr netip.Addr) bool {
+	if a, err := netip.ParseAddr(said); err == nil {
+		return a.Unmap() == addr
+	}
+	a, err := netip.ParseAddrPort(said)
+	return err == nil && a.Addr().Unmap() == addr
 }
 
-// fold spells a header's name as the servers do that do not tell its punctuation apart.
-func fold(name string) string {
-	punctuation := func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-')
+// isScheme reports whether said is one of the ways to say a scheme, http or https, or that it is the secure one.
+func isScheme(said, scheme string) bool {
+	switch strings.ToLower(said) {
+	case "https", "on", "1", "true", `{"scheme":"https"}`: // the last is Cloudflare's
+		return scheme == "https"
+	case "http", "off", "0", "false", `{"scheme":"http"}`:
+		return scheme == "http"
 	}
-	if !strings.ContainsFunc(name, punctuation) {
-		return name
-	}
-	return http.CanonicalHeaderKey(strings.Map(func(c rune) rune {
-		if punctuation(c) {
-			return '-'
+	return false
+}
+
+// endToEnd is a copy of an answer's header without what is meant for us alone, or describes a body where there is none or of
+// which we send our own. The values are shared with h.
+func endToEnd(h http.Header) http.Header {
+	out := maps.Clone(h)
+	dropListed(out, h["Connection"])
+	for name := range out {
+		switch header.KindOf(name) {
+		case header.Hop, header.Framing, header.Own:
+			delete(out, name)
 		}
-		return c
-	}, name))
+	}
+	return out
+}
+
+// dropListed deletes what Connection lists: hop-by-hop by its sender's word.
+func dropListed(h http.Header, connection []string) {
+	for name := range header.Elements(connection) {
+		h.Del(name)
+	}
 }
 
 // route is how the request came here. A trusted proxy's word counts where it can be true.
@@ -125,7 +116,7 @@ func route(r *http.Request, client clientip.Client) auth.Route {
 		if said := r.Header["X-Forwarded-Proto"]; len(said) == 1 {
 			way.Scheme = scheme(said[0], way.Scheme)
 		}
-		if said := r.Header["X-Forwarded-Host"]; len(said) == 1 && isHost(said[0]) {
+		if said := r.Header["X-Forwarded-Host"]; len(said) == 1 && header.IsHost(said[0]) {
 			way.Host = said[0]
 		}
 	}
@@ -140,14 +131,6 @@ func setForwarded(h http.Header, u *upgrade) {
 		h["X-Forwarded-For"] = []string{u.route.For}
 		h["X-Real-Ip"] = []string{u.client.Addr.String()}
 	}
-	for _, name := range addressHeaders {
-		// A trusted proxy's other words for the client are kept where they agree with what was found.
-		if said := u.r.Header[name]; u.client.Proxied && len(said) == 1 {
-			if addr, err := netip.ParseAddr(said[0]); err == nil && addr.Unmap() == u.client.Addr {
-				h[name] = said
-			}
-		}
-	}
 }
 
 // scheme reads X-Forwarded-Proto, which says http or https; some say ws and wss.
@@ -159,14 +142,6 @@ func scheme(said, otherwise string) string {
 		return "https"
 	}
 	return otherwise
-}
-
-// isHost reports whether s has the characters of a host and port, and so is one of them, not a list.
-func isHost(s string) bool {
-	other := func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-._:[]", c))
-	}
-	return s != "" && !strings.ContainsFunc(s, other)
 }
 
 func join(chain []netip.Addr) string {
@@ -211,7 +186,7 @@ func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 		field("Sec-WebSocket-Extensions", u.upstream.Extensions)
 	}
 	for name, values := range endToEnd(u.upstream.Header) {
-		if strings.HasPrefix(name, "Sec-Websocket-") || name == sessionHeader {
+		if header.KindOf(name) == header.Handshake {
 			continue
 		}
 		for _, value := range values {
@@ -225,7 +200,7 @@ func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 func passOn(e *upstream.RefusedError) *refusal {
 	no := &refusal{reason: UpstreamRefused, status: e.Status, header: endToEnd(e.Header), body: e.Body}
 	for name := range no.header {
-		if name != "Sec-Websocket-Version" && strings.HasPrefix(name, "Sec-Websocket-") || name == sessionHeader {
+		if name != "Sec-Websocket-Version" && header.KindOf(name) == header.Handshake {
 			delete(no.header, name)
 		}
 	}

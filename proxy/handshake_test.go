@@ -23,6 +23,8 @@ var handshakeTests = []struct {
 	{"protocols", handshake("/", "Sec-WebSocket-Protocol: chat, v2.chat", "Sec-WebSocket-Protocol: bearer"), ""},
 	{"Chrome's extensions", handshake("/", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"), ""},
 	{"extensions with values", handshake("/", `Sec-WebSocket-Extensions: a; b=10; c="d" , e;f`), ""},
+	{"extensions with white space around =", handshake("/", `Sec-WebSocket-Extensions: a; b = 10; c ="d"`), ""},
+	{"Host with a port", strings.Replace(handshake("/"), "gate.example", "[2001:db8::1]:3000", 1), ""},
 
 	{"POST", strings.Replace(handshake("/"), "GET", "POST", 1), Method},
 	{"HEAD", strings.Replace(handshake("/"), "GET", "HEAD", 1), Method},
@@ -39,6 +41,8 @@ var handshakeTests = []struct {
 	{"no Connection", without(handshake("/"), "Connection: Upgrade"), Handshake},
 	{"Connection without upgrade", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: upgraded", 1), Handshake},
 	{"empty Host", strings.Replace(handshake("/"), "Host: gate.example", "Host: ", 1), Handshake},
+	{"two hosts in one Host", strings.Replace(handshake("/"), "gate.example", "gate.example,evil.example", 1), Handshake},
+	{"Host that is a command to some", strings.Replace(handshake("/"), "gate.example", "gate.example;a=$(b)", 1), Handshake},
 	{"Content-Length", handshake("/", "Content-Length: 0"), Handshake},
 	{"chunked", handshake("/", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
 	{"no version", without(handshake("/"), "Sec-WebSocket-Version: 13"), Version},

@@ -13,14 +13,16 @@ var beyond = map[string][]string{
 	"portcullis/proxy/admin": {"github.com/prometheus/client_golang/"},
 	"portcullis/proxy/auth": {
 		"github.com/golang-jwt/jwt/v5", "github.com/MicahParks/", "github.com/hashicorp/golang-lru/v2", "github.com/sony/gobreaker/v2",
-		"golang.org/x/sync/singleflight", "golang.org/x/time/rate",
+		"golang.org/x/sync/singleflight", "golang.org/x/time/rate", "portcullis/proxy/header",
 	},
-	"portcullis/proxy/lease":   {"golang.org/x/time/rate"},
-	"portcullis/proxy/origin":  {"golang.org/x/net/publicsuffix"},
-	"portcullis/proxy/probe":   {"github.com/gorilla/websocket"},
-	"portcullis/proxy/relay":   {"portcullis/proxy/frame", "github.com/koding/websocketproxy", "github.com/gorilla/websocket", "golang.org/x/sys/unix"},
-	"portcullis/ratelimit":     {"golang.org/x/time/rate"},
-	"portcullis/upstream/echo": {"github.com/gorilla/websocket"},
+	"portcullis/proxy/clientip": {"portcullis/proxy/header"},
+	"portcullis/proxy/lease":    {"golang.org/x/time/rate"},
+	"portcullis/proxy/origin":   {"golang.org/x/net/publicsuffix"},
+	"portcullis/proxy/probe":    {"github.com/gorilla/websocket"},
+	"portcullis/proxy/relay":    {"portcullis/proxy/frame", "github.com/koding/websocketproxy", "github.com/gorilla/websocket", "golang.org/x/sys/unix"},
+	"portcullis/ratelimit":      {"golang.org/x/time/rate"},
+	"portcullis/upstream":       {"portcullis/proxy/header"},
+	"portcullis/upstream/echo":  {"github.com/gorilla/websocket"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"portcullis/proxy/frame"
+	"portcullis/proxy/header"
 )
 
 // maxRefused bounds the sockets that are open only to be told no: each may take CLOSE_TIMEOUT to go. Clients beyond it get
@@ -112,11 +113,9 @@ func (no *refusal) closeReason() string {
 // token, or "" for none. A browser that offered some fails the handshake where none is named. Of the pair "bearer, <token>"
 // the first is no token; an entry in the form of Kubernetes always is one, whether AUTH_TOKEN_FROM has it or not.
 func ownProtocol(h http.Header) string {
-	for _, line := range h["Sec-Websocket-Protocol"] {
-		for protocol := range strings.SplitSeq(line, ",") {
-			if protocol = trimSpace(protocol); !strings.HasPrefix(protocol, "base64url.bearer.authorization.k8s.io.") {
-				return protocol
-			}
+	for protocol := range header.Elements(h["Sec-Websocket-Protocol"]) {
+		if !strings.HasPrefix(protocol, "base64url.bearer.authorization.k8s.io.") {
+			return protocol
 		}
 	}
 	return ""

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+
+	"portcullis/proxy/header"
 )
 
 const (
@@ -138,10 +140,10 @@ func (x *exchange) accepted(resp *http.Response) (*Conn, error) {
 	if len(h["Content-Length"]) > 0 || len(resp.TransferEncoding) > 0 {
 		return wrong(reasonBody)
 	}
-	if v := h["Upgrade"]; len(v) != 1 || !equalFold(v[0], "websocket") {
+	if v := h["Upgrade"]; len(v) != 1 || !header.EqualFold(v[0], "websocket") {
 		return wrong(reasonUpgrade)
 	}
-	if !hasToken(h["Connection"], "upgrade") {
+	if !header.HasToken(h["Connection"], "upgrade") {
 		return wrong(reasonConnection)
 	}
 	if v := h["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != Accept(x.key) {

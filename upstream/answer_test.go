@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"portcullis/proxy/header"
 )
 
 // The example of RFC 6455 section 1.3.
@@ -284,7 +286,7 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("got protocol %q", c.Protocol)
 		}
 		for e := range strings.SplitSeq(c.Extensions, ",") {
-			if name := extensionName(e); c.Extensions != "" && !slices.Contains([]string{"permessage-deflate", "x-first", "x-second"}, name) {
+			if name := header.ExtensionName(e); c.Extensions != "" && !slices.Contains([]string{"permessage-deflate", "x-first", "x-second"}, name) {
 				t.Errorf("got extension %q", name)
 			}
 		}

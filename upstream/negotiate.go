@@ -1,6 +1,10 @@
 package upstream
 
-import "strings"
+import (
+	"strings"
+
+	"portcullis/proxy/header"
+)
 
 // The keys of the offer and the answer in an http.Header.
 const (
@@ -15,12 +19,10 @@ func chosenProtocol(answer, offer []string) (string, bool) {
 	case 0:
 		return "", true
 	case 1:
-		for _, v := range offer {
-			for p := range strings.SplitSeq(v, ",") {
-				// An offered name is a token, so that an answer of "a, b" or "" matches nothing.
-				if p = trim(p); p == answer[0] && isToken(p) {
-					return p, true
-				}
+		for p := range header.Elements(offer) {
+			// An offered name is a token, so that an answer of "a, b" or "" matches nothing.
+			if p == answer[0] && header.IsToken(p) {
+				return p, true
 			}
 		}
 	}
@@ -36,42 +38,16 @@ func acceptedExtensions(answer, offer []string) (string, bool) {
 		return "", true
 	}
 	open := make(map[string]bool) // offered and not yet accepted; a set, for either list may be thousands long
-	for _, v := range offer {
-		for e := range strings.SplitSeq(v, ",") {
-			open[extensionName(e)] = true
-		}
+	for e := range header.Elements(offer) {
+		open[header.ExtensionName(e)] = true
 	}
 	delete(open, "") // malformed ones
-	for _, v := range answer {
-		for e := range strings.SplitSeq(v, ",") {
-			name := extensionName(e)
-			if !open[name] {
-				return "", false
-			}
-			delete(open, name)
+	for e := range header.Elements(answer) {
+		name := header.ExtensionName(e)
+		if !open[name] {
+			return "", false
 		}
+		delete(open, name)
 	}
 	return strings.Join(answer, ", "), true
-}
-
-// extensionName returns the name in one element of Sec-WebSocket-Extensions, or "" if the element is malformed. A quoted
-// parameter value is a token too once it is unquoted (RFC 6455 section 9.1), so no comma or semicolon hides in one.
-func extensionName(element string) string {
-	name, parameters, more := strings.Cut(element, ";")
-	for more {
-		var p string
-		p, parameters, more = strings.Cut(parameters, ";")
-		key, value, valued := strings.Cut(p, "=")
-		value = trim(value)
-		if n := len(value); n >= 2 && value[0] == '"' && value[n-1] == '"' {
-			value = value[1 : n-1]
-		}
-		if !isToken(trim(key)) || valued && !isToken(value) {
-			return ""
-		}
-	}
-	if name = trim(name); !isToken(name) {
-		return ""
-	}
-	return name
 }

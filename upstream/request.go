@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+
+	"portcullis/proxy/header"
 )
 
 const (
@@ -63,7 +65,7 @@ func (x *exchange) compose(u *Upstream, req *Request) error {
 	if host == "" {
 		host = u.target.authority
 	}
-	if !isHost(host) {
+	if !header.IsHost(host) {
 		return errors.New("malformed Host")
 	}
 
@@ -82,23 +84,24 @@ func (x *exchange) compose(u *Upstream, req *Request) error {
 	b = append(b, x.key...)
 	b = append(b, "\r\n"...)
 	for name, values := range req.Header {
-		if !isToken(name) {
+		if !header.IsToken(name) {
 			return errors.New("malformed header field name")
+		}
+		switch header.KindOf(name) {
+		case header.Hop, header.Framing:
+			continue // each could make the upstream see a body, another protocol or another request
 		}
 		name := http.CanonicalHeaderKey(name)
 		switch name {
-		case "Host", "Upgrade", "Connection", "Sec-Websocket-Version", "Sec-Websocket-Key":
-			continue // ours
-		case "Content-Length", "Transfer-Encoding", "Trailer", "Te", "Expect", "Sec-Websocket-Accept",
-			"Keep-Alive", "Proxy-Connection", "Http2-Settings":
-			continue // no handshake's: each could make the upstream see a body, another protocol or another request
+		case "Host", "Sec-Websocket-Version", "Sec-Websocket-Key", "Sec-Websocket-Accept":
+			continue // ours, and the upstream's
 		case protocolField:
 			name = "Sec-WebSocket-Protocol" // as RFC 6455 spells it, for backends that compare bytes
 		case extensionsField:
 			name = "Sec-WebSocket-Extensions"
 		}
 		for _, v := range values {
-			if !isFieldValue(v) {
+			if !header.IsValue(v) {
 				return fmt.Errorf("malformed value of header field %s", name)
 			}
 			b = append(b, name...)

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // target is UPSTREAM_URL, compiled.
@@ -53,7 +55,7 @@ func parseTarget(raw string) (*target, error) {
 	if strings.Contains(raw, "#") {
 		errs = append(errs, mistake("has a fragment"))
 	}
-	if u.Hostname() == "" || !isHost(u.Host) {
+	if u.Hostname() == "" || !header.IsHost(u.Host) {
 		errs = append(errs, mistake("has no valid host"))
 	}
 	if p := u.Port(); p != "" {

@@ -31,6 +31,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"portcullis/proxy/header"
 )
 
 // Config is where the upstream is and how long it may take.
@@ -76,7 +78,7 @@ func New(c Config) (*Upstream, error) {
 	var errs []error
 	target, err := parseTarget(c.URL)
 	errs = append(errs, err)
-	if c.Host != "" && !isHost(c.Host) {
+	if c.Host != "" && !header.IsHost(c.Host) {
 		errs = append(errs, fmt.Errorf("UPSTREAM_HOST: %q is no host name; want host or host:port, an international name in its xn-- form", c.Host))
 	}
 	if c.DialTimeout <= 0 {
@@ -110,7 +112,7 @@ type Request struct {
 	Host string
 
 	// Header is sent as it is, but for Host, Upgrade, Connection, Sec-WebSocket-Key and -Version, which are ours, and for
-	// fields that would give the handshake a body or another protocol, which are left out. Sec-WebSocket-Protocol and
+	// fields that would give the handshake a body or another protocol, in whatever spelling, which are left out. Sec-WebSocket-Protocol and
 	// -Extensions are the offer that the answer is held to. Taking out hop-by-hop and identity fields is the caller's part.
 	Header http.Header
 }

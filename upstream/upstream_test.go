@@ -38,6 +38,7 @@ func TestNewReportsEveryMistake(t *testing.T) {
 		{"negative", func(c *Config) { c.DialTimeout = -time.Second }, []string{`UPSTREAM_DIAL_TIMEOUT: "-1s" `}},
 		{"host with a space", func(c *Config) { c.Host = "a b" }, []string{`UPSTREAM_HOST: "a b" `}},
 		{"host with a line break", func(c *Config) { c.Host = "a\r\nX: y" }, []string{`UPSTREAM_HOST: "a\r\nX: y" `}},
+		{"hosts in a list", func(c *Config) { c.Host = "a,b" }, []string{`UPSTREAM_HOST: "a,b" `}},
 		{"host with a scheme", func(c *Config) { c.Host = "http://a" }, []string{`UPSTREAM_HOST: "http://a" `}},
 		{"CA file missing", func(c *Config) { c.CAFile = "/nowhere/ca.pem" }, []string{
 			`UPSTREAM_CA_FILE: "/nowhere/ca.pem" cannot be read (no such file or directory); want`}},
@@ -184,6 +185,7 @@ func TestSmugglingRequestIsNotEvenDialled(t *testing.T) {
 		{"line break in the host", Request{Host: "h\r\nX: y"}},
 		{"space in the host", Request{Host: "h h"}},
 		{"path in the host", Request{Host: "h/a"}},
+		{"two hosts", Request{Host: "h,a"}},
 		{"line break in a name", Request{Header: http.Header{"X: y\r\nZ": {"z"}}}},
 		{"space in a name", Request{Header: http.Header{"Content-Length ": {"5"}}}},
 		{"colon in a name", Request{Header: http.Header{"X:": {"5"}}}},

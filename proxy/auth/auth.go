@@ -79,6 +79,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // Auth is a compiled [Config]. Its methods may be called concurrently.
@@ -158,7 +160,7 @@ func (a *Auth) nameHeaders(c *Config) error {
 	}
 	for _, name := range c.CopyHeaders {
 		switch {
-		case !isToken(name) || reserved(name):
+		case !header.IsToken(name) || reserved(name):
 			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is no header, or one that the handshake or the proxy needs; want another, as Remote-User"))
 		case a.ours(name):
 			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is set already, by AUTH_FORWARD or twice here; want each header once"))

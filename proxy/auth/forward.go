@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // A forward shows the client's request to AUTH_URL, as nginx's auth_request and
@@ -77,10 +79,8 @@ func show(r *http.Request, token string) *shown {
 			s.header[name] = slices.Clone(values)
 		}
 	}
-	for _, list := range r.Header["Connection"] {
-		for name := range strings.SplitSeq(list, ",") {
-			s.header.Del(strings.Trim(name, " \t"))
-		}
+	for name := range header.Elements(r.Header["Connection"]) {
+		s.header.Del(name)
 	}
 	if token != "" && s.header["Authorization"] == nil {
 		s.header["Authorization"] = []string{"Bearer " + token}
@@ -88,25 +88,15 @@ func show(r *http.Request, token string) *shown {
 	return s
 }
 
-// unshown reports whether a client's header is kept from the verifier: those of
-// the connection (RFC 9110 section 7.6.1), of the WebSocket handshake, and of a
-// body, for the call has none; and, in every spelling that a server may take
-// for them, those that only we may say.
+// unshown reports whether a client's header is kept from the verifier: all that
+// is not simply the client's word, in every spelling that a server may take for
+// it, and what describes a body, for the call has none.
 func unshown(name string) bool {
-	names := []string{
-		"Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "HTTP2-Settings",
-		"Proxy", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
-		"Content-Length", "Content-Type", "Content-Encoding", "Content-Range", "Expect", "Host",
-		"Forwarded", "X-Real-IP",
-		"X-Forwarded", "Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-ProxyUser-IP", "X-Envoy-External-Address",
-		"True-Client-IP", "CF-Connecting-IP", "CF-Connecting-IPv6", "Fastly-Client-IP",
-		"X-Rewrite-URL", // some frameworks route by it, past the path of AUTH_URL
+	switch header.Fold(name) {
+	case "Content-Type", "Content-Encoding", "Content-Range", "Host":
+		return true
 	}
-	prefixes := []string{"Sec-WebSocket-", "X-Forwarded-", "X-Original-"}
-	return slices.ContainsFunc(names, func(n string) bool { return sameHeader(n, name) }) ||
-		slices.ContainsFunc(prefixes, func(p string) bool {
-			return len(name) >= len(p) && sameHeader(p, name[:len(p)])
-		})
+	return header.KindOf(name) != header.EndToEnd
 }
 
 func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"portcullis/proxy/header"
 )
 
 // An identityHeader tells the upstream one claim.
@@ -25,7 +27,7 @@ func parseForward(entry string) (identityHeader, error) {
 	i := strings.LastIndexByte(entry, ':')
 	claim, name := entry[:max(i, 0)], entry[i+1:]
 	switch {
-	case claim == "" || !isToken(name):
+	case claim == "" || !header.IsToken(name):
 		return identityHeader{}, mistake("AUTH_FORWARD", entry, "is not a pair; want claim:Header, as sub:X-Auth-Subject")
 	case reserved(name):
 		return identityHeader{}, mistake("AUTH_FORWARD", entry, "names a header that the handshake or the proxy needs; want another")
@@ -36,8 +38,8 @@ func parseForward(entry string) (identityHeader, error) {
 // ours reports whether a server behind may take name for a header that only we
 // may set.
 func (a *Auth) ours(name string) bool {
-	return slices.ContainsFunc(a.identity, func(id identityHeader) bool { return sameHeader(name, id.name) }) ||
-		slices.ContainsFunc(a.copied, func(copied string) bool { return sameHeader(name, copied) })
+	return slices.ContainsFunc(a.identity, func(id identityHeader) bool { return header.Same(name, id.name) }) ||
+		slices.ContainsFunc(a.copied, func(copied string) bool { return header.Same(name, copied) })
 }
 
 // Clean deletes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS from h, in
@@ -75,44 +77,14 @@ func (a *Auth) Set(h http.Header, d Decision) {
 	}
 }
 
-// sameHeader reports whether servers may take a and b for one header. CGI and
-// its heirs (RFC 3875 section 4.1.18) turn - into _, and some turn everything
-// that is neither letter nor digit into it, so X.Auth_Subject arrives as
-// X-Auth-Subject (CVE-2026-88011).
-func sameHeader(a, b string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range len(a) {
-		if foldByte(a[i]) != foldByte(b[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-func foldByte(c byte) byte {
-	switch {
-	case 'A' <= c && c <= 'Z':
-		return c + 'a' - 'A'
-	case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
-		return c
-	}
-	return '_'
-}
-
 // reserved reports whether the handshake or the proxy itself needs the header,
 // so that neither a token nor an identity can stand in it.
 func reserved(name string) bool {
-	names := []string{
-		"Connection", "Content-Length", "Cookie", "Forwarded", "Host", "Keep-Alive", "Origin", "Proxy-Authorization",
-		"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Via", "X-Real-IP",
+	switch header.Fold(name) {
+	case "Cookie", "Host", "Origin", "Via":
+		return true
 	}
-	prefixes := []string{"Sec-WebSocket-", "X-Forwarded-"}
-	return slices.ContainsFunc(names, func(n string) bool { return sameHeader(n, name) }) ||
-		slices.ContainsFunc(prefixes, func(p string) bool {
-			return len(name) > len(p) && sameHeader(p, name[:len(p)])
-		})
+	return header.KindOf(name) != header.EndToEnd
 }
 
 // maxSubjectBytes bounds what a subject costs in every log line and limiter

@@ -100,6 +100,7 @@ func TestPseudonyms(t *testing.T) {
 func TestReservedHeaders(t *testing.T) {
 	for name, want := range map[string]bool{
 		"upgrade": true, "Sec-WebSocket-Key": true, "sec_websocket_foo": true, "X-Forwarded-For": true, "x.forwarded.user": true,
+		"cookie": true, "content_length": true, "Portcullis-Via": true, "True-Client-IP": true,
 		"Authorization": false, "X-Auth-Subject": false, "Sec-WebSocket": false, "X-Forward": false,
 	} {
 		if got := reserved(name); got != want {

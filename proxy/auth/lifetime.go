@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"portcullis/proxy/header"
 )
 
 // maxDelta is what RFC 9111 section 1.2.2 takes for seconds that are too many
@@ -60,12 +62,10 @@ func storable(h http.Header, asked time.Time) bool {
 // directives yields the names and values in h's Cache-Control.
 func directives(h http.Header) iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
-		for _, line := range h["Cache-Control"] {
-			for directive := range strings.SplitSeq(line, ",") {
-				name, value, _ := strings.Cut(strings.Trim(directive, " \t"), "=")
-				if !yield(name, value) {
-					return
-				}
+		for directive := range header.Elements(h["Cache-Control"]) {
+			name, value, _ := strings.Cut(directive, "=")
+			if !yield(name, value) {
+				return
 			}
 		}
 	}

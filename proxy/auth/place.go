@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // A place is where a client may show its token. After strip, find finds
@@ -27,12 +29,12 @@ func parsePlace(entry string) (place, error) {
 	switch {
 	case kind == "query" && visible(name):
 		return queryPlace(name), nil
-	case kind == "header" && isToken(name):
+	case kind == "header" && header.IsToken(name):
 		if reserved(name) {
 			return nil, mistake("AUTH_TOKEN_FROM", entry, "names a header that the handshake or the proxy needs; want another")
 		}
 		return headerPlace(http.CanonicalHeaderKey(name)), nil
-	case kind == "cookie" && isToken(name):
+	case kind == "cookie" && header.IsToken(name):
 		return cookiePlace(name), nil
 	case kind == "protocol" && name == bearerName:
 		return bearerPlace{}, nil
@@ -44,13 +46,6 @@ func parsePlace(entry string) (place, error) {
 
 // visible reports whether s is one or more visible ASCII characters.
 func visible(s string) bool { return CheckToken(s) == nil }
-
-// isToken reports whether s is a token of RFC 9110 section 5.6.2, which names of
-// headers and cookies must be.
-func isToken(s string) bool {
-	const tchar = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	return s != "" && strings.Trim(s, tchar) == ""
-}
 
 // A queryPlace is the query parameter of that name.
 type queryPlace string
@@ -129,7 +124,7 @@ func (p headerPlace) strip(rawQuery string, h http.Header) string {
 // did not look at.
 func (p headerPlace) stripAliases(h http.Header) {
 	for name := range h {
-		if name != string(p) && sameHeader(name, string(p)) {
+		if name != string(p) && header.Same(name, string(p)) {
 			delete(h, name)
 		}
 	}
@@ -145,7 +140,7 @@ func (p headerPlace) token(value string) (token string, ours bool) {
 	if i := strings.IndexAny(value, " \t"); i >= 0 {
 		scheme, rest = value[:i], value[i:]
 	}
-	return strings.Trim(rest, " \t"), strings.EqualFold(scheme, "Bearer")
+	return header.Trim(rest), strings.EqualFold(scheme, "Bearer")
 }
 
 // A cookiePlace is the cookie of that name. Cookies of the same name and

@@ -5,6 +5,8 @@ import (
 	"iter"
 	"net/http"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // Sec-WebSocket-Protocol is the one header that browser script can fill, which
@@ -27,11 +29,9 @@ var (
 // (RFC 9110 section 5.6.1.2).
 func offered(h http.Header) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for _, line := range h[protocolKey] {
-			for entry := range strings.SplitSeq(line, ",") {
-				if entry = strings.Trim(entry, " \t"); entry != "" && !yield(entry) {
-					return
-				}
+		for entry := range header.Elements(h[protocolKey]) {
+			if entry != "" && !yield(entry) {
+				return
 			}
 		}
 	}

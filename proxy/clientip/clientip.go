@@ -27,6 +27,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // Config says which proxies are believed.
@@ -212,8 +214,7 @@ func cutLast(list string) (rest, entry string, more bool) {
 // parseEntry reads one entry of the list, surrounded by optional white space: an address, or an address and a port
 // (192.0.2.1:5, [2001:db8::1]:5), as Azure's and Amazon's load balancers write it. The port is not used.
 func parseEntry(s string) (_ netip.Addr, ok bool) {
-	// Not TrimSpace, which also removes Unicode's spaces: OWS is these two (RFC 9110 section 5.6.3).
-	s = strings.Trim(s, " \t")
+	s = header.Trim(s)
 	if len(s) > maxEntry {
 		return netip.Addr{}, false
 	}

@@ -1,0 +1,77 @@
+// Package header is what the gate and its parts must read alike in a header: RFC 9110's grammar (grammar.go), the extensions of
+// RFC 6455 (extension.go), and the names that mean more than what they say to an application (names.go).
+//
+// Two readers of one grammar that differ are a hole: what the one has checked is not what the other acts on.
+package header
+
+import (
+	"iter"
+	"strings"
+)
+
+// IsToken reports whether s is a token, which the name of a header also is (RFC 9110 sections 5.1 and 5.6.2).
+func IsToken(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !isAlphanumeric(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// IsValue reports whether s holds no control character but tab (RFC 9110 section 5.5): above all no CR, LF or NUL.
+func IsValue(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// IsHost reports whether s has the characters of one host, with or without a port: a name, an IPv4 address, or an IPv6 address
+// in brackets, maybe with a zone. RFC 3986 section 3.2.2 has more for a registered name, such as the comma and the semicolon.
+// No name in the DNS has them, and who reads a list in X-Forwarded-Host takes a part of it for the whole.
+func IsHost(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !isAlphanumeric(c) && strings.IndexByte("-._:[]%", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isAlphanumeric(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// EqualFold compares s with an ASCII string, folding ASCII alone: Unicode's folding makes a k of U+212A and an s of U+017F,
+// but both are longer than what they would stand for.
+func EqualFold(s, ascii string) bool { return len(s) == len(ascii) && strings.EqualFold(s, ascii) }
+
+// Trim cuts the optional white space of RFC 9110 section 5.6.3, which is less than Unicode's.
+func Trim(s string) string { return strings.Trim(s, " \t") }
+
+// Elements yields the elements of the list that values make together (RFC 9110 section 5.6.1), trimmed, empty ones included.
+// A comma in quotes divides too: it is for lists in which none can stand there.
+func Elements(values []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, value := range values {
+			for element := range strings.SplitSeq(value, ",") {
+				if !yield(Trim(element)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// HasToken reports whether the list that values make together holds an ASCII token, in any case.
+func HasToken(values []string, token string) bool {
+	for element := range Elements(values) {
+		if EqualFold(element, token) {
+			return true
+		}
+	}
+	return false
+}
