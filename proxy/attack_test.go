@@ -45,7 +45,9 @@ func TestUpgradeWithBody(t *testing.T) {
 	const smuggled = "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 	for _, tt := range []struct{ name, raw string }{
 		{"Content-Length", handshake("/?token=good", "Content-Length: 32") + smuggled},
-		{"Content-Length 0", handshake("/?token=good", "Content-Length: 0")},
+		{"Content-Length 0 and another", handshake("/?token=good", "Content-Length: 0", "Content-Length: 5")},
+		{"Content-Length 0 in a list", handshake("/?token=good", "Content-Length: 0, 0")},
+		{"Content-Length +0", handshake("/?token=good", "Content-Length: +0")},
 		{"chunked", handshake("/?token=good", "Transfer-Encoding: chunked") + "21\r\n" + smuggled + "\r\n0\r\n\r\n"},
 		{"both", handshake("/?token=good", "Content-Length: 4", "Transfer-Encoding: chunked") + "0\r\n\r\n"},
 		{"never sent", handshake("/?token=good", "Content-Length: 100")},

@@ -25,8 +25,9 @@ func (p *Proxy) checkHandshake(u *upgrade) *refusal {
 		return malformed("not HTTP/1.1")
 	case !header.HasToken(r.Header["Connection"], "upgrade"):
 		return malformed("Connection does not contain upgrade") // Firefox: "keep-alive, Upgrade"
-	case r.ContentLength != 0 || len(r.TransferEncoding) > 0 || r.Header["Content-Length"] != nil:
-		// Whoever does not expect a body here takes it for the first frames, or for the next request.
+	case !header.IsEmptyBody(r.Header) || len(r.TransferEncoding) > 0:
+		// Whoever does not expect a body here takes it for the first frames, or for the next request. A length of 0 is what
+		// charging stations and some libraries send with every request. It goes no further.
 		return malformed("a request body")
 	case !header.IsHost(r.Host):
 		return malformed("Host is not a host, with or without a port")

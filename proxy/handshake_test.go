@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -43,7 +44,10 @@ var handshakeTests = []struct {
 	{"empty Host", strings.Replace(handshake("/"), "Host: gate.example", "Host: ", 1), Handshake},
 	{"two hosts in one Host", strings.Replace(handshake("/"), "gate.example", "gate.example,evil.example", 1), Handshake},
 	{"Host that is a command to some", strings.Replace(handshake("/"), "gate.example", "gate.example;a=$(b)", 1), Handshake},
-	{"Content-Length", handshake("/", "Content-Length: 0"), Handshake},
+	{"Content-Length 0, of a charging station", handshake("/", "Content-Length: 0"), ""},
+	{"Content-Length 5", handshake("/", "Content-Length: 5") + "hello", Handshake},
+	{"Content-Length 00", handshake("/", "Content-Length: 00"), Handshake},
+	{"Content-Length 0 and chunked", handshake("/", "Content-Length: 0", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
 	{"chunked", handshake("/", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
 	{"no version", without(handshake("/"), "Sec-WebSocket-Version: 13"), Version},
 	{"version 12", strings.Replace(handshake("/"), "Version: 13", "Version: 12", 1), Version},
@@ -89,6 +93,26 @@ func TestCheckHandshake(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// A length of 0 is accepted from both sides and passed on to neither.
+func TestLengthOfZeroGoesNoFurther(t *testing.T) {
+	b := newBackend(t, func(conn net.Conn, r *http.Request) {
+		io.WriteString(conn, accepted(r)+"Content-Length: 0\r\n\r\n\x82\x04soon")
+		io.Copy(io.Discard, conn)
+	})
+	g := newGate(t, b.url, nil)
+	a := g.send(t, handshake("/?token=good", "Content-Length: 0"))
+	if a.StatusCode != 101 || a.Header["Content-Length"] != nil {
+		t.Fatalf("got %d with Content-Length %q, want 101 without", a.StatusCode, a.Header["Content-Length"])
+	}
+	if sent := b.next(t).Header["Content-Length"]; sent != nil {
+		t.Errorf("upstream got Content-Length %q", sent)
+	}
+	frame := make([]byte, 6)
+	if _, err := io.ReadFull(a.rest, frame); err != nil || string(frame) != "\x82\x04soon" {
+		t.Errorf("got %q, %v behind the 101", frame, err)
 	}
 }
 

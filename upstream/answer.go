@@ -106,26 +106,27 @@ func (m *meter) fault() *HandshakeError {
 	}
 }
 
-// readAnswer reads the upstream's final answer.
-func (x *exchange) readAnswer() (*Conn, error) {
+// readAnswer reads the head of the upstream's final answer. One that is a refusal has its body still to come.
+func (x *exchange) readAnswer() (*Conn, *http.Response, error) {
 	for range maxInterim + 1 {
 		resp, err := http.ReadResponse(x.answer, nil)
 		if err != nil {
-			return nil, x.wire.fault()
+			return nil, nil, x.wire.fault()
 		}
 		if !isHeader(resp.Header) {
-			return nil, &HandshakeError{Reason: reasonNoHTTP}
+			return nil, nil, &HandshakeError{Reason: reasonNoHTTP}
 		}
 		switch {
 		case resp.StatusCode == http.StatusSwitchingProtocols:
-			return x.accepted(resp)
+			c, err := x.accepted(resp)
+			return c, nil, err
 		case resp.StatusCode >= 600 || resp.StatusCode < 100: // net/http's server panics on some of these
-			return nil, &HandshakeError{Reason: reasonStatus}
+			return nil, nil, &HandshakeError{Reason: reasonStatus}
 		case resp.StatusCode >= 200:
-			return nil, x.refused(resp)
+			return nil, resp, nil
 		}
 	}
-	return nil, &HandshakeError{Reason: reasonInterim}
+	return nil, nil, &HandshakeError{Reason: reasonInterim}
 }
 
 // accepted makes a Conn of a 101, or says what is wrong with it: the list of RFC 6455 section 4.1, made stricter where it
@@ -136,10 +137,12 @@ func (x *exchange) accepted(resp *http.Response) (*Conn, error) {
 	if resp.Proto != "HTTP/1.1" {
 		return wrong(reasonVersion)
 	}
-	// A body behind a 101 is read differently by different readers (RFC 9110 section 8.6, RFC 9112 section 6.1 forbid it).
-	if len(h["Content-Length"]) > 0 || len(resp.TransferEncoding) > 0 {
+	// A body behind a 101 is read differently by different readers (RFC 9110 section 8.6, RFC 9112 section 6.1 forbid it). Some
+	// servers say of every answer that has none that its length is 0, which nobody can read otherwise.
+	if !header.IsEmptyBody(h) || len(resp.TransferEncoding) > 0 {
 		return wrong(reasonBody)
 	}
+	delete(h, "Content-Length")
 	if v := h["Upgrade"]; len(v) != 1 || !header.EqualFold(v[0], "websocket") {
 		return wrong(reasonUpgrade)
 	}

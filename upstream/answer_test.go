@@ -71,7 +71,10 @@ var hostileAnswers = []struct{ name, answer, reason string }{
 	{"101 of HTTP/1.0", "HTTP/1.0 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + rfcAccept + "\r\n\r\n", reasonVersion},
 	{"101 of HTTP/2.0", "HTTP/2.0 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + rfcAccept + "\r\n\r\n", reasonVersion},
 	{"101 with a length", switching("Content-Length: 5\r\n")(rfcKey), reasonBody},
-	{"101 with length 0", switching("Content-Length: 0\r\n")(rfcKey), reasonBody},
+	{"101 with length 00", switching("Content-Length: 00\r\n")(rfcKey), reasonBody},
+	{"101 with length 0 and chunked", switching("Content-Length: 0\r\nTransfer-Encoding: chunked\r\n")(rfcKey), reasonBody},
+	{"101 with lengths 0 and 5", switching("Content-Length: 0\r\nContent-Length: 5\r\n")(rfcKey), reasonNoHTTP},
+	{"101 with a list of lengths", switching("Content-Length: 0, 0\r\n")(rfcKey), reasonNoHTTP},
 	{"101 chunked", switching("Transfer-Encoding: chunked\r\n")(rfcKey), reasonBody},
 	{"101 with another transfer coding", switching("Transfer-Encoding: identity\r\n")(rfcKey), reasonNoHTTP},
 	{"101 with a space before a colon", switching("Transfer-Encoding : chunked\r\n")(rfcKey), reasonNoHTTP},
@@ -113,6 +116,7 @@ func TestRightAnswers(t *testing.T) {
 		{"other case", func(key string) string {
 			return "HTTP/1.1 101 x\r\nuPGRADE: WebSocket\r\nCONNECTION: keep-alive, upgrade\r\nsec-websocket-accept:\t" + Accept(key) + " \r\n\r\n"
 		}, "", ""},
+		{"length 0, of http-kit and ASP.NET", switching("Content-Length: 0\r\n"), "", ""},
 		{"bare line feeds", func(key string) string {
 			return strings.ReplaceAll(switching("")(key), "\r\n", "\n")
 		}, "", ""},
@@ -135,6 +139,9 @@ func TestRightAnswers(t *testing.T) {
 			}
 			if c.Early != nil {
 				t.Errorf("got early bytes %q", c.Early)
+			}
+			if c.Header["Content-Length"] != nil {
+				t.Errorf("got Content-Length %q", c.Header["Content-Length"])
 			}
 		})
 	}
@@ -256,7 +263,10 @@ func FuzzAnswer(f *testing.F) {
 		defer x.release()
 		src := bytes.NewReader(data)
 		x.key, x.offer, x.wire = rfcKey, offer, meter{src: src, left: maxHeader}
-		c, err := x.readAnswer()
+		c, refusal, err := x.readAnswer()
+		if refusal != nil {
+			err = x.refused(refusal)
+		}
 		taken := len(data) - src.Len()
 
 		if refused, ok := err.(*RefusedError); ok {

@@ -4,11 +4,18 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 )
 
 // maxRefusalBody bounds RefusedError.Body, in bytes. It is enough for any error page; a refusal is to be understood, not
 // to carry content.
 const maxRefusalBody = 64 << 10
+
+// refusalBodyTimeout is for that body, once the header has come. An error page is written behind its header at once, so that
+// a second is for one packet that is lost (RFC 6298: sent again after 1 s at most, where the round trip has been measured),
+// and no more: an upstream that tells no length and keeps the connection open would hold a client up, whose no is known, for
+// all of HandshakeTimeout.
+const refusalBodyTimeout = time.Second
 
 // RefusedError is an upstream's own answer where it does not upgrade: any final status but 101, redirects included.
 type RefusedError struct {
@@ -22,7 +29,7 @@ type RefusedError struct {
 	// Body is what came of the body, without transfer coding, up to 64 KiB.
 	Body []byte
 
-	// Truncated says that there was more, or that the rest did not come in time or at all.
+	// Truncated says that there was more, or that the rest did not come in time (a second, within HandshakeTimeout) or at all.
 	Truncated bool
 }
 

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -67,6 +68,43 @@ func TestRefusalIsHandedOverBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An upstream whose answer ends with a connection that it does not end holds nobody up.
+func TestRefusalBodyHasATimeOfItsOwn(t *testing.T) {
+	for name, tt := range map[string]struct{ answer, body string }{
+		"no length":            {"HTTP/1.1 403 No\r\n\r\nno such room", "no such room"},
+		"no length, no body":   {"HTTP/1.1 403 No\r\n\r\n", ""},
+		"less than its length": {"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nno such room", "no such room"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t, Config{HandshakeTimeout: time.Hour, URL: "ws://" + startBackend(t, answering(t, fixed(tt.answer)))})
+			u.bodyTimeout = 50 * time.Millisecond
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, err := u.Connect(ctx, &Request{Path: "/"})
+			e, ok := errors.AsType[*RefusedError](err)
+			if !ok {
+				t.Fatalf("got error %v, want a RefusedError", err)
+			}
+			if e.Status != 403 || string(e.Body) != tt.body || !e.Truncated {
+				t.Errorf("got status %d, body %q, truncated %v, want 403, %q, true", e.Status, e.Body, e.Truncated, tt.body)
+			}
+		})
+	}
+}
+
+func TestCancelDuringRefusal(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	u := newUpstream(t, Config{HandshakeTimeout: time.Hour, URL: "ws://" + startBackend(t, func(c net.Conn) {
+		http.ReadRequest(bufio.NewReader(c))
+		io.WriteString(c, "HTTP/1.1 403 No\r\n\r\n")
+		cancel()
+		io.Copy(io.Discard, c) // ends only if Connect closes
+	})})
+	u.bodyTimeout = time.Hour - time.Minute
+	_, err := u.Connect(ctx, &Request{Path: "/"})
+	wantHandshakeError(t, err, reasonCancelled)
 }
 
 func TestRedirectIsNotFollowed(t *testing.T) {

@@ -114,11 +114,12 @@ func (x *exchange) compose(u *Upstream, req *Request) error {
 	return nil
 }
 
-// run sends the request and returns what the answer to it makes: a Conn, still without its net.Conn, or the upstream's no.
-func (x *exchange) run(conn net.Conn) (*Conn, error) {
+// run sends the request and returns what the answer to it makes: a Conn, still without its net.Conn, or the upstream's no,
+// of which the body is yet to be read.
+func (x *exchange) run(conn net.Conn) (*Conn, *http.Response, error) {
 	x.wire = meter{src: conn, left: maxHeader}
 	if _, err := conn.Write(x.request); err != nil {
-		return nil, &HandshakeError{Reason: reasonWrite, Err: err}
+		return nil, nil, &HandshakeError{Reason: reasonWrite, Err: err}
 	}
 	return x.readAnswer()
 }

@@ -48,8 +48,8 @@ type Config struct {
 	// DialTimeout bounds name resolution, connecting and the TLS handshake together. It must be above zero.
 	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s"`
 
-	// HandshakeTimeout bounds sending the request and reading the whole answer, a refusal's body included. It must be
-	// above zero.
+	// HandshakeTimeout bounds sending the request and reading the answer; a refusal's body has a second of it at most. It must
+	// be above zero.
 	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s"`
 
 	// CAFile is a PEM file of the certificate authorities to trust for wss and https, instead of the system's. Empty: the
@@ -68,6 +68,7 @@ type Upstream struct {
 	tls              *tls.Config
 	dialTimeout      time.Duration
 	handshakeTimeout time.Duration
+	bodyTimeout      time.Duration // refusalBodyTimeout, but in tests
 
 	// dialTCP is net.Dialer.DialContext, but in tests that need a dial to go wrong in a way of their own.
 	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
@@ -99,6 +100,7 @@ func New(c Config) (*Upstream, error) {
 		dialTimeout:      c.DialTimeout,
 		handshakeTimeout: c.HandshakeTimeout,
 		dialTCP:          newDialer(c).DialContext,
+		bodyTimeout:      refusalBodyTimeout,
 	}, nil
 }
 
@@ -112,8 +114,9 @@ type Request struct {
 	Host string
 
 	// Header is sent as it is, but for Host, Upgrade, Connection, Sec-WebSocket-Key and -Version, which are ours, and for
-	// fields that would give the handshake a body or another protocol, in whatever spelling, which are left out. Sec-WebSocket-Protocol and
-	// -Extensions are the offer that the answer is held to. Taking out hop-by-hop and identity fields is the caller's part.
+	// hop-by-hop and framing fields, in whatever spelling, which are left out: they would give the handshake a body or
+	// another protocol. Sec-WebSocket-Protocol and -Extensions are the offer that the answer is held to. Taking out what
+	// Connection lists, and identity, is the caller's part.
 	Header http.Header
 }
 
@@ -161,10 +164,21 @@ func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
 
 // handshake sends what x has composed and reads the answer. Its caller closes conn after an error.
 func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *exchange) (*Conn, error) {
-	conn.SetDeadline(time.Now().Add(u.handshakeTimeout))
+	deadline := time.Now().Add(u.handshakeTimeout)
+	conn.SetDeadline(deadline)
 	// A deadline in the past is what ends a blocked Read or Write when ctx does.
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	c, err := x.run(conn)
+	abort := func() { conn.SetDeadline(time.Unix(1, 0)) }
+	stop := context.AfterFunc(ctx, abort)
+	c, refusal, err := x.run(conn)
+	if refusal != nil {
+		if short := time.Now().Add(u.bodyTimeout); short.Before(deadline) {
+			conn.SetReadDeadline(short)
+			if ctx.Err() != nil {
+				abort() // the deadline just set may have come after the one that ended it
+			}
+		}
+		err = x.refused(refusal)
+	}
 	if !stop() {
 		// That deadline has been set or still will be, so even a connection with a good answer is of no use.
 		return nil, &HandshakeError{Reason: reasonCancelled, Err: ctx.Err()}

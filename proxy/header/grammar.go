@@ -66,6 +66,13 @@ func Elements(values []string) iter.Seq[string] {
 	}
 }
 
+// IsEmptyBody reports whether Content-Length, if there at all, is 0 and nothing else: no list, no sign, no second zero, which
+// some reader may take for another length.
+func IsEmptyBody(h map[string][]string) bool {
+	lengths := h["Content-Length"]
+	return len(lengths) == 0 || len(lengths) == 1 && lengths[0] == "0"
+}
+
 // HasToken reports whether the list that values make together holds an ASCII token, in any case.
 func HasToken(values []string, token string) bool {
 	for element := range Elements(values) {
