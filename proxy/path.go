@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"portcullis/proxy/header"
 )
 
 // paths is PATHS compiled: which request paths are served. Patterns and paths are compared as they are written, escapes and
@@ -91,7 +93,7 @@ func (p *Proxy) checkPath(u *upgrade) *refusal {
 // no objection. With odd, forms that only some servers rewrite are let through: // and \ and their escapes.
 func suspicious(path string, odd bool) string {
 	if !strings.HasPrefix(path, "/") {
-		// RFC 9112 section 3.2: an absolute target carries a host of its own beside Host, CONNECT and OPTIONS * no path at all.
+		// CONNECT and OPTIONS * have no path at all, and what follows another scheme than ours need not be one.
 		return "the request target does not begin with /"
 	}
 	if why := strange(path); why != "" {
@@ -122,6 +124,25 @@ func suspicious(path string, odd bool) string {
 		return "a backslash, or an escaped slash"
 	}
 	return ""
+}
+
+// cutAuthority cuts a request target in absolute form in two, as a server must accept it and some proxies send it (RFC 9112
+// section 3.2.2): the authority, yet unchecked, and the target in origin form. Others it leaves as they are.
+func cutAuthority(target string) (authority, rest string, absolute bool) {
+	scheme, rest, absolute := strings.Cut(target, "://")
+	ours := func(s string) bool { return header.EqualFold(scheme, s) }
+	if !absolute || !slices.ContainsFunc([]string{"http", "https", "ws", "wss"}, ours) {
+		return "", target, false
+	}
+	if end := strings.IndexAny(rest, "/?"); end >= 0 {
+		authority, rest = rest[:end], rest[end:]
+	} else {
+		authority, rest = rest, ""
+	}
+	if !strings.HasPrefix(rest, "/") {
+		rest = "/" + rest // RFC 9112 section 3.2.1: an empty path
+	}
+	return authority, rest, true
 }
 
 // strange refuses the bytes that end a request target for some parser: control characters, and # behind which a fragment

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path"
 	"strings"
@@ -80,7 +82,7 @@ var pathTests = []struct {
 	{"not ASCII", "", "/caf\xc3\xa9", ""},
 	{"no slash", "*", "chat", PathSuspicious},
 	{"empty", "*", "", PathSuspicious},
-	{"absolute", "*", "http://gate.example/", PathSuspicious},
+	{"another scheme", "*", "ftp://gate.example/", PathSuspicious},
 	{"authority", "*", "gate.example:443", PathSuspicious},
 	{"asterisk", "*", "*", PathSuspicious},
 }
@@ -104,6 +106,88 @@ func TestCheckPath(t *testing.T) {
 			if got := checkOnePath(tt.patterns, tt.path); got != tt.want {
 				t.Errorf("PATHS %q, path %q: got %q, want %q", tt.patterns, tt.path, got, tt.want)
 			}
+		})
+	}
+}
+
+func TestCutAuthority(t *testing.T) {
+	for _, tt := range []struct {
+		target          string
+		authority, rest string
+		absolute        bool
+	}{
+		{"http://a.example/b?c=/d", "a.example", "/b?c=/d", true},
+		{"HTTPS://a.example:8443/b", "a.example:8443", "/b", true},
+		{"ws://[::1]:80/", "[::1]:80", "/", true},
+		{"wss://a", "a", "/", true},
+		{"ws://a?b=http://c/", "a", "/?b=http://c/", true},
+		{"http:///a", "", "/a", true},
+		{"http://", "", "/", true},
+		{"http://u:p@a/b", "u:p@a", "/b", true},
+		{`http://a\b/c`, `a\b`, "/c", true},
+		{"http://a#b/c", "a#b", "/c", true},
+		{"http://a//b/../c", "a", "//b/../c", true},
+		{"/a", "", "/a", false},
+		{"/?a=http://b/", "", "/?a=http://b/", false},
+		{"//a/b", "", "//a/b", false},
+		{"http:/a", "", "http:/a", false},
+		{"ftp://a/b", "", "ftp://a/b", false},
+		{"://a/b", "", "://a/b", false},
+		{"a:80", "", "a:80", false},
+		{"*", "", "*", false},
+		{"", "", "", false},
+	} {
+		authority, rest, absolute := cutAuthority(tt.target)
+		if authority != tt.authority || rest != tt.rest || absolute != tt.absolute {
+			t.Errorf("%q: got %q, %q, %v, want %q, %q, %v", tt.target, authority, rest, absolute, tt.authority, tt.rest, tt.absolute)
+		}
+	}
+}
+
+// The authority of an absolute target is the Host for everyone behind, and the target goes upstream without it.
+func TestAbsoluteTarget(t *testing.T) {
+	shown := make(chan http.Header, 100)
+	verifier := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown <- r.Header }))
+	defer verifier.Close()
+	b := newBackend(t, nil)
+	g := newGate(t, b.url, func(c *Config) {
+		c.Auth.Mode, c.Auth.URL = "forward", verifier.URL
+		c.Origin.Origins = []string{"https://app.example"}
+	})
+	for _, tt := range []struct{ sent, host, want string }{
+		{"http://app.example/a?b=1", "app.example", "/a?b=1"},
+		{"WSS://app.example:8443/caf%c3%a9", "app.example:8443", "/caf%c3%a9"},
+		{"ws://[2001:db8::1]?b", "[2001:db8::1]", "/?b"},
+		{"https://app.example", "app.example", "/"},
+	} {
+		t.Run(tt.sent, func(t *testing.T) {
+			if a := g.send(t, handshake(tt.sent)); a.StatusCode != 101 {
+				t.Fatalf("got %d %q, want 101", a.StatusCode, a.body)
+			}
+			r, asked := b.next(t), <-shown
+			if r.RequestURI != tt.want || r.Host != tt.host {
+				t.Errorf("upstream got %q of %q, want %q of %q", r.RequestURI, r.Host, tt.want, tt.host)
+			}
+			for name, got := range map[string]string{
+				"upstream's X-Forwarded-Host": r.Header.Get("X-Forwarded-Host"), "verifier's X-Forwarded-Host": asked.Get("X-Forwarded-Host"),
+			} {
+				if got != tt.host {
+					t.Errorf("%s: got %q, want %q", name, got, tt.host)
+				}
+			}
+			if got := asked.Get("X-Original-Uri"); got != tt.want {
+				t.Errorf("verifier's X-Original-URI: got %q, want %q", got, tt.want)
+			}
+		})
+	}
+	for _, target := range []string{
+		"http:///a", "http://u@app.example/", "http://a,b/", "http://caf\xc3\xa9/", "http://app.example/a/../b", "http://app.example/a#b", "ftp://app.example/",
+	} {
+		t.Run(target, func(t *testing.T) {
+			if a := g.send(t, handshake(target)); a.StatusCode != 400 {
+				t.Errorf("got %d, want 400", a.StatusCode)
+			}
+			b.untouched(t)
 		})
 	}
 }

@@ -238,10 +238,14 @@ type upgrade struct {
 }
 
 // newUpgrade takes the request target apart as it stood in the request line: url.URL has decoded it already, and encodes it
-// anew in a way of its own.
+// anew in a way of its own. Behind it there is no absolute target: its authority is the Host, whatever Host says.
 func newUpgrade(w http.ResponseWriter, r *http.Request) *upgrade {
 	u := &upgrade{w: w, r: r}
-	u.path, u.query, _ = strings.Cut(r.RequestURI, "?")
+	if authority, target, absolute := cutAuthority(r.RequestURI); absolute {
+		u.r = r.WithContext(r.Context()) // a copy, for a handler must not change its request
+		u.r.Host, u.r.RequestURI = authority, target
+	}
+	u.path, u.query, _ = strings.Cut(u.r.RequestURI, "?")
 	return u
 }
 
