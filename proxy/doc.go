@@ -4,6 +4,7 @@
 //
 //	Serve                           http.Server, HTTP/1.1 alone, TLS; every wait and every size bounded
 //	└ ServeHTTP                     the steps, cheap before costly; the first no ends it
+//	  ├ watch                       presence.go   from here to the session, is the client still there
 //	  ├ checkPath                   path.go       PATHS; forms that servers read differently
 //	  ├ checkHandshake              handshake.go  RFC 6455 section 4.2.1
 //	  ├ findClient                  clientip      who is it, behind trusted proxies
@@ -32,6 +33,8 @@
 //
 //   - Until the hijack every no is an ordinary HTTP answer. After it Close frames take its place, the gate's own until there
 //     is a session, and then the relay's.
+//   - A client that is reset while it waits lets go of its slot, its dial and its call of the verifier at once; one that has
+//     sent FIN is answered, for CLOSE_TIMEOUT.
 //   - Sockets that are open and no session's are bounded in number, time and bytes, and hold no slot while they are refused.
 //   - Connections that have not asked for anything are bounded in time, and in number by a quarter of the descriptors.
 //   - A connection carries one request.

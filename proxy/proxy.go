@@ -102,6 +102,7 @@ type Proxy struct {
 	log     *slog.Logger
 	lines   *lineLimit // of refusals in the log
 	waiting *waiting
+	present *presences
 	metrics *admin.Metrics
 
 	authTimeout  time.Duration
@@ -155,6 +156,7 @@ func New(c Config) (*Proxy, error) {
 		p.refused = make(places, share(maxRefused))
 	}
 	p.waiting = newWaiting(p.log)
+	p.present = newPresences(p.closeTimeout)
 	p.base, p.cut = context.WithCancel(context.Background())
 	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
@@ -262,6 +264,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer p.requests.Done()
+	defer p.watch(u)()
 	defer p.leave(u)
 	if p.isTokenRequest(u) {
 		p.serveToken(u)
