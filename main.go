@@ -481,6 +481,9 @@ func (p *program) close() {
 func (p *program) announce(front net.Addr) {
 	upstream, _, _ := strings.Cut(p.Proxy.Upstream.URL, "?") // a query may hold a credential
 	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.TLSCertFile != "", "upstream", upstream}
+	if most := proxy.Descriptors(); most > 0 {
+		attrs = append(attrs, "descriptors", most)
+	}
 	if addr := p.admin.Addr(); addr != nil {
 		attrs = append(attrs, "admin", addr.String())
 	}

@@ -188,9 +188,15 @@ func startGate(t *testing.T, environ ...string) *gate {
 		}
 	})
 	line := g.await(`"msg":"listening"`)
-	var start struct{ Addr, Admin string }
+	var start struct {
+		Addr, Admin string
+		Descriptors int
+	}
 	if err := json.Unmarshal([]byte(line), &start); err != nil {
 		t.Fatalf("start line %s: %v", line, err)
+	}
+	if want := proxy.Descriptors(); start.Descriptors != want {
+		t.Errorf("descriptors: the start line has %d, want the %d in force", start.Descriptors, want)
 	}
 	g.front, g.admin = start.Addr, start.Admin
 	return g

@@ -2,5 +2,5 @@
 
 package proxy
 
-// descriptors is not known here.
-func descriptors() int { return 0 }
+// Descriptors is not known here.
+func Descriptors() int { return 0 }

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptors is how many this process may have open; 0: nobody knows. Go raises the limit to the hard one as it starts.
-func descriptors() int {
+// Descriptors is how many this process may have open; 0: nobody knows. Go raises the limit to the hard one as it starts.
+func Descriptors() int {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
 		return 0

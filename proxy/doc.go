@@ -36,6 +36,7 @@
 //   - A client that is reset while it waits lets go of its slot, its dial and its call of the verifier at once; one that has
 //     sent FIN is answered, for CLOSE_TIMEOUT.
 //   - Sockets that are open and no session's are bounded in number, time and bytes, and hold no slot while they are refused.
+//   - What lacks on this side, a descriptor, memory or a port, is Overload: neither the upstream nor the verifier is blamed.
 //   - Connections that have not asked for anything are bounded in time, and in number by a quarter of the descriptors.
 //   - A connection carries one request.
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.

@@ -136,6 +136,8 @@ func (p *Proxy) verify(u *upgrade) (auth.Decision, error) {
 func authResult(ctx context.Context, err error) string {
 	_, unavailable := errors.AsType[*auth.UnavailableError](err)
 	switch {
+	case exhausted(err):
+		return admin.AuthOverload
 	case unavailable:
 		return admin.AuthUnavailable
 	case ctx.Err() != nil:
@@ -166,6 +168,9 @@ func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal {
 	}
 	if u.r.Context().Err() != nil {
 		return p.gone(err)
+	}
+	if exhausted(err) {
+		return &refusal{reason: Overload, err: err}
 	}
 	no := &refusal{reason: AuthUnavailable, err: err} // whatever it is, it is no yes
 	if unavailable, ok := errors.AsType[*auth.UnavailableError](err); ok {

@@ -160,6 +160,7 @@ func New(c Config) (*Proxy, error) {
 	p.base, p.cut = context.WithCancel(context.Background())
 	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
+	c.Auth.Exhausted = exhausted
 
 	var errs [10]error
 	p.paths, errs[0] = compilePaths(c.Paths)

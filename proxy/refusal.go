@@ -48,6 +48,7 @@ const (
 	AuthUnavailable     Reason = "auth_unavailable"
 	RateSubject         Reason = "rate_subject"
 	SessionsSubject     Reason = "sessions_subject"
+	Overload            Reason = "overload"
 	Tickets             Reason = "tickets"
 	TicketsTotal        Reason = "tickets_total"
 	UpstreamDial        Reason = "upstream_dial"
@@ -88,6 +89,7 @@ var answers = map[Reason]struct {
 	AuthUnavailable:     {503, "authentication is not available at the moment"},
 	RateSubject:         {429, "too many connection attempts of yours"},
 	SessionsSubject:     {429, "too many open connections of yours"},
+	Overload:            {503, "this server is overloaded"},
 	Tickets:             {429, "too many unused tickets of yours"},
 	TicketsTotal:        {503, "too many unused tickets"},
 	UpstreamDial:        {502, "the upstream cannot be reached"},
@@ -105,6 +107,8 @@ func (r Reason) retry() time.Duration {
 		return time.Second // another instance has its place by then
 	case FirstMessageFull:
 		return time.Second // a place is taken for a few at most
+	case Overload:
+		return 5 * time.Second // what is lacking is free when sessions end, as with the next
 	case SessionsAddress, SessionsSubject, SessionsTotal, Tickets, TicketsTotal:
 		return 5 * time.Second // when a session will end, nobody knows
 	case AuthUnavailable:
@@ -125,7 +129,7 @@ func (r Reason) aboutCredential() bool {
 // level is that of the line in the log: louder where an operator has something to do.
 func (r Reason) level() slog.Level {
 	switch r {
-	case AuthUnavailable, UpstreamDial, UpstreamTimeout, UpstreamHandshake:
+	case AuthUnavailable, Overload, UpstreamDial, UpstreamTimeout, UpstreamHandshake:
 		return slog.LevelWarn
 	case Internal:
 		return slog.LevelError
@@ -199,7 +203,7 @@ func (p *Proxy) record(u *upgrade, no *refusal) {
 // count counts a refusal and logs it in one line, if there is room for it.
 func (p *Proxy) count(why Reason, attrs ...slog.Attr) {
 	p.metrics.Refused(string(why))
-	ok, first := p.lines.allow(time.Now())
+	ok, first := p.lines.allow(why, time.Now())
 	if first {
 		time.AfterFunc(time.Second, p.tellDropped) // even if no refusal comes after this one
 	}
@@ -216,17 +220,21 @@ func (p *Proxy) tellDropped() {
 	}
 }
 
-// lineLimit lets 100 lines a second through, lest refusing an attack fills the disk, and counts the others.
+// lineLimit lets 100 lines a second through, lest refusing an attack fills the disk, and counts the others. Of an overload it is
+// one a second: it is nobody's fault but ours, so that a second line tells nothing new.
 type lineLimit struct {
-	bucket  *rate.Limiter
-	dropped atomic.Int64
+	bucket   *rate.Limiter
+	overload *rate.Limiter
+	dropped  atomic.Int64
 }
 
-func newLineLimit() *lineLimit { return &lineLimit{bucket: rate.NewLimiter(100, 100)} }
+func newLineLimit() *lineLimit {
+	return &lineLimit{bucket: rate.NewLimiter(100, 100), overload: rate.NewLimiter(1, 1)}
+}
 
 // allow reports whether a line may be written at now, and if not, whether it is the first dropped since take.
-func (l *lineLimit) allow(now time.Time) (ok, first bool) {
-	if l.bucket.AllowN(now, 1) {
+func (l *lineLimit) allow(why Reason, now time.Time) (ok, first bool) {
+	if (why != Overload || l.overload.AllowN(now, 1)) && l.bucket.AllowN(now, 1) {
 		return true, false
 	}
 	return false, l.dropped.Add(1) == 1

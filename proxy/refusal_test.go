@@ -201,9 +201,9 @@ func TestJitter(t *testing.T) {
 func TestLineLimit(t *testing.T) {
 	l := newLineLimit()
 	start := time.Now()
-	allow := func(after time.Duration) (allowed, firsts int) {
+	allow := func(why Reason, after time.Duration) (allowed, firsts int) {
 		for range 150 {
-			ok, first := l.allow(start.Add(after))
+			ok, first := l.allow(why, start.Add(after))
 			if ok {
 				allowed++
 			}
@@ -215,21 +215,26 @@ func TestLineLimit(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name            string
+		why             Reason
 		after           time.Duration
 		take            int64
 		allowed, firsts int
 	}{
-		{"a burst", 0, 0, 100, 1},
-		{"nothing yet", 0, 0, 0, 0},
-		{"half a second later, nobody has told of the dropped", 500 * time.Millisecond, 0, 50, 0},
-		{"told", 1500 * time.Millisecond, 300, 100, 1},
+		{"a burst", Path, 0, 0, 100, 1},
+		{"nothing yet", Path, 0, 0, 0, 0},
+		{"half a second later, nobody has told of the dropped", Path, 500 * time.Millisecond, 0, 50, 0},
+		{"told", Path, 1500 * time.Millisecond, 300, 100, 1},
+		{"of an overload one a second", Overload, 3 * time.Second, 50, 1, 1},
+		{"which is not over", Overload, 3900 * time.Millisecond, 149, 0, 1},
+		{"now it is", Overload, 4 * time.Second, 150, 1, 1},
+		{"others have theirs", Path, 4 * time.Second, 149, 99, 1},
 	} {
 		if tt.take > 0 {
 			if got := l.take(); got != tt.take {
 				t.Errorf("%s: dropped %d, want %d", tt.name, got, tt.take)
 			}
 		}
-		if allowed, firsts := allow(tt.after); allowed != tt.allowed || firsts != tt.firsts {
+		if allowed, firsts := allow(tt.why, tt.after); allowed != tt.allowed || firsts != tt.firsts {
 			t.Errorf("%s: got %d allowed and %d first, want %d and %d", tt.name, allowed, firsts, tt.allowed, tt.firsts)
 		}
 	}

@@ -258,6 +258,7 @@ func TestCloseWords(t *testing.T) {
 	}{
 		{"draining", refusal{reason: Draining}, 1001},
 		{"denied", refusal{reason: TokenDenied}, 3003},
+		{"overload", refusal{reason: Overload}, 1013},
 		{"upstream not reached", refusal{reason: UpstreamDial}, 1013},
 		{"upstream silent", refusal{reason: UpstreamTimeout}, 1013},
 		{"upstream's nonsense", refusal{reason: UpstreamHandshake}, 1011},

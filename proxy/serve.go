@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"portcullis/proxy/certificate"
 	"portcullis/proxy/clientip"
 )
@@ -80,7 +82,7 @@ func (p *Proxy) Serve(l net.Listener) error {
 		return nil
 	}
 	err := error(nil)
-	if l = (&listener{l, p.log, p.waiting}); p.certificate != nil {
+	if l = newListener(l, p.log, p.waiting); p.certificate != nil {
 		watching, stop := context.WithCancel(p.base)
 		defer stop()
 		go p.certificate.Watch(watching)
@@ -180,18 +182,24 @@ func (p *Proxy) waitRequests(ctx context.Context) error {
 	}
 }
 
-// listener marks the connections it accepts, and tells of those it could not accept: net/http only retries.
+// listener marks the connections it accepts, and tells of those it could not accept, once a second: net/http only retries, as
+// often as every 5 ms.
 type listener struct {
 	net.Listener
 	log     *slog.Logger
+	tell    rate.Sometimes
 	waiting *waiting
+}
+
+func newListener(l net.Listener, log *slog.Logger, w *waiting) *listener {
+	return &listener{l, log, rate.Sometimes{Interval: time.Second}, w}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		if !errors.Is(err, net.ErrClosed) {
-			l.log.Error("accept", "error", err)
+			l.tell.Do(func() { l.log.Error("accept", "error", err) })
 		}
 		return nil, err
 	}

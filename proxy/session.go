@@ -46,6 +46,8 @@ func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
 		return passOn(refused), admin.DialRefused
 	case errors.Is(err, context.Canceled):
 		return p.gone(err), admin.DialAborted
+	case isDial && exhausted(err):
+		return &refusal{reason: Overload, err: err}, admin.DialOverload
 	case isDial && dial.Timeout(), isHandshake && handshake.Timeout():
 		return &refusal{reason: UpstreamTimeout, err: err}, admin.DialTimeout
 	case isDial:

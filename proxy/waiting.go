@@ -26,7 +26,7 @@ type waiting struct {
 
 // share is at most n, and at most a quarter of the process's descriptors.
 func share(n int) int {
-	if all := descriptors(); all > 0 {
+	if all := Descriptors(); all > 0 {
 		n = min(n, max(all/4, 1))
 	}
 	return n

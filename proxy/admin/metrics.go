@@ -21,6 +21,7 @@ const (
 	AuthAccepted    = "accepted"
 	AuthRefused     = "refused"
 	AuthUnavailable = "unavailable" // the verifier, not the credential, is at fault
+	AuthOverload    = "overload"    // this side had nothing left to ask with: no descriptor, memory or port
 	AuthAborted     = "aborted"     // the client went away first
 )
 
@@ -31,12 +32,13 @@ const (
 	DialTimeout   = "timeout"   // no connection or no answer in time
 	DialHandshake = "handshake" // an answer that is not a WebSocket handshake's
 	DialRefused   = "refused"   // the upstream's own refusal
+	DialOverload  = "overload"  // this side had nothing left to dial with: no descriptor, memory or port
 	DialAborted   = "aborted"   // the client went away first
 )
 
 var (
-	authResults = []string{AuthAccepted, AuthRefused, AuthUnavailable, AuthAborted}
-	dialResults = []string{DialConnected, DialFailed, DialTimeout, DialHandshake, DialRefused, DialAborted}
+	authResults = []string{AuthAccepted, AuthRefused, AuthUnavailable, AuthOverload, AuthAborted}
+	dialResults = []string{DialConnected, DialFailed, DialTimeout, DialHandshake, DialRefused, DialOverload, DialAborted}
 
 	// callBuckets resolve a call inside one data centre and still tell an AUTH_TIMEOUT of 3 s from a dial time-out of 5 s.
 	callBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}

@@ -241,8 +241,8 @@ func TestHostileLabelValuesStayBounded(t *testing.T) {
 		want   int
 	}{
 		{"portcullis_upgrades_total", 1 + 2 + 1},
-		{"portcullis_auth_call_duration_seconds", 4 + 1},
-		{"portcullis_upstream_dial_duration_seconds", 6 + 1},
+		{"portcullis_auth_call_duration_seconds", 5 + 1},
+		{"portcullis_upstream_dial_duration_seconds", 7 + 1},
 		{"portcullis_sessions_ended_total", 2*(17+4) + 1}, // closed and other with each code label, drain with none
 	}
 	for _, tt := range tests {

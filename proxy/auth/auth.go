@@ -101,6 +101,9 @@ type Auth struct {
 func New(c Config) (*Auth, error) {
 	a := &Auth{keep: c.TokenPass, hash: newTokenHash()}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	if c.Exhausted == nil {
+		c.Exhausted = func(error) bool { return false }
+	}
 	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.numbers(), c.foreign()}
 	var err error
 	switch c.Mode {
@@ -192,7 +195,7 @@ func (a *Auth) choose(c *Config) error {
 	if err != nil {
 		return err
 	}
-	v = newBreaker(v, c.Logger)
+	v = newBreaker(v, c.Exhausted, c.Logger)
 	v = newInflight(v, cmp.Or(max(c.MaxInflight, 0), defaultInflight), c.Timeout)
 	if c.Mode != modeForward { // whose answer depends on more than the token
 		v = newShare(v, a.hash)

@@ -28,7 +28,8 @@ type breaker struct {
 	last    atomic.Pointer[UnavailableError] // for the log
 }
 
-func newBreaker(v verifier, log *slog.Logger) *breaker {
+// newBreaker returns a breaker that does not count what exhausted reports of a call.
+func newBreaker(v verifier, exhausted func(error) bool, log *slog.Logger) *breaker {
 	b := &breaker{verifier: v}
 	b.circuit = gobreaker.NewCircuitBreaker[Decision](gobreaker.Settings{
 		Timeout:     breakerPause,
@@ -46,10 +47,10 @@ func newBreaker(v verifier, log *slog.Logger) *breaker {
 			return !ok || unavailable.alive
 		},
 		// A client that went away says nothing about the service, nor does a
-		// token that was not fit to be asked about.
+		// token that was not fit to be asked about, nor what was lacking here.
 		IsExcluded: func(err error) bool {
 			_, unavailable := errors.AsType[*UnavailableError](err)
-			return err != nil && !unavailable && !said(err)
+			return err != nil && (!unavailable && !said(err) || exhausted(err))
 		},
 	})
 	return b

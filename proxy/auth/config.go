@@ -90,6 +90,11 @@ type Config struct {
 	// and are deleted from every client request. Empty: none.
 	CopyHeaders []string `env:"AUTH_COPY_HEADERS" modes:"forward"`
 
+	// Exhausted reports whether a call failed for want of something on this
+	// side, such as a descriptor, which says nothing about the service. Nil:
+	// none does.
+	Exhausted func(error) bool `env:"-"`
+
 	// Logger is told when the keys cannot be fetched and when the verifier is
 	// given up for a while, and when either is over. Nil: nobody is.
 	Logger *slog.Logger `env:"-"`

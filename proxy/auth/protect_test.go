@@ -34,10 +34,11 @@ func (s *scripted) verify(context.Context, Credential) (Decision, error) {
 func (*scripted) close() {}
 
 var (
-	errRefused = &RefusedError{Cause: errors.New("no")}
-	errDenied  = &DeniedError{Cause: errors.New("not that")}
-	errDown    = &UnavailableError{Cause: errors.New("down")}
-	errHalt    = &UnavailableError{Cause: errors.New("status 500"), alive: true}
+	errRefused   = &RefusedError{Cause: errors.New("no")}
+	errDenied    = &DeniedError{Cause: errors.New("not that")}
+	errDown      = &UnavailableError{Cause: errors.New("down")}
+	errExhausted = &UnavailableError{Cause: errors.New("no descriptor")}
+	errHalt      = &UnavailableError{Cause: errors.New("status 500"), alive: true}
 )
 
 func TestCache(t *testing.T) {
@@ -203,7 +204,8 @@ func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logged bytes.Buffer
 		v := &scripted{}
-		b := newBreaker(v, slog.New(slog.NewTextHandler(&logged, nil)))
+		exhausted := func(err error) bool { return errors.Is(err, errExhausted) }
+		b := newBreaker(v, exhausted, slog.New(slog.NewTextHandler(&logged, nil)))
 		ask := func(says error, wantCalls int, want error) {
 			t.Helper()
 			v.err = says
@@ -212,8 +214,8 @@ func TestBreaker(t *testing.T) {
 				t.Errorf("%v after %d calls; want %v after %d", err, v.calls, want, wantCalls)
 			}
 		}
-		// Neither refusals nor clients that leave, nor a 500 for one odd token.
-		for _, says := range []error{errRefused, errDenied, context.Canceled, errHalt} {
+		// Neither refusals nor clients that leave, nor a 500 for one odd token, nor what is lacking here.
+		for _, says := range []error{errRefused, errDenied, context.Canceled, errHalt, errExhausted} {
 			for range 2 * breakerFailures {
 				v.calls = 0
 				ask(says, 1, says)
@@ -234,8 +236,9 @@ func TestBreaker(t *testing.T) {
 		ask(nil, breakerFailures+1, errGivenUp)
 		time.Sleep(breakerPause + 1)
 		ask(context.Canceled, breakerFailures+2, context.Canceled) // no answer either way
-		ask(errRefused, breakerFailures+3, errRefused)             // it is back
-		ask(nil, breakerFailures+4, nil)
+		ask(errExhausted, breakerFailures+3, errExhausted)         // nor this
+		ask(errRefused, breakerFailures+4, errRefused)             // it is back
+		ask(nil, breakerFailures+5, nil)
 		for _, want := range []string{"does not answer", "answers again", errDown.Error()} {
 			if !strings.Contains(logged.String(), want) {
 				t.Errorf("no line says that it %s:\n%s", want, &logged)
