@@ -29,8 +29,9 @@ var endings = map[lease.Why]struct {
 type tenure struct {
 	lease.Lease
 
-	mu   sync.Mutex    // guards live; held until the relay has the session, which its lease may outrun
-	live relay.Session // nil before
+	mu   sync.Mutex    // guards what follows
+	live relay.Session // nil: the relay does not have the session yet
+	over *lease.Why    // it ended before that; nil: it has not
 }
 
 // newTenure returns the tenure of the session that u becomes; nil if its credential neither ends, nor is asked about again,
@@ -45,24 +46,32 @@ func (p *Proxy) newTenure(u *upgrade) *tenure {
 	return t
 }
 
-// end tells both sides.
+// end tells both sides, or begin, where the relay does not have them yet.
 func (t *tenure) end(why lease.Why) {
 	t.mu.Lock()
-	live := t.live
-	t.mu.Unlock()
-	if live == nil {
-		return // abandoned
+	defer t.mu.Unlock()
+	if t.live == nil {
+		t.over = &why
+		return
 	}
-	live.Close(endings[why].reason, endings[why].closing)
+	t.live.Close(endings[why].reason, endings[why].closing)
 }
 
-// hold hands the lease of the session that u becomes to the keeper. Its end waits until start or abandon has followed.
+// begin notes that the relay has the session.
+func (t *tenure) begin(live relay.Session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live = live; t.over != nil {
+		live.Close(endings[*t.over].reason, endings[*t.over].closing)
+	}
+}
+
+// hold hands the lease of the session that u becomes to the keeper. Start or release has to follow.
 func (s *session) hold(u *upgrade) {
 	p, t := s.proxy, s.tenure
 	if t == nil {
 		return
 	}
-	t.mu.Lock()
 	p.keeper.Hold(&t.Lease, termsOf(u.decision))
 	if p.renewable(u) {
 		p.renewals.add(s) // what can be found is held
@@ -72,21 +81,12 @@ func (s *session) hold(u *upgrade) {
 // start hands the session to the relay. It may be over before start returns.
 func (s *session) start(h relay.Handover) {
 	live := s.proxy.relay.Start(h)
-	if t := s.tenure; t != nil {
-		t.live = live
-		t.mu.Unlock()
-	}
-}
-
-// abandon lets go of a session that was held and comes to nothing.
-func (s *session) abandon() {
-	s.release()
 	if s.tenure != nil {
-		s.tenure.mu.Unlock()
+		s.tenure.begin(live)
 	}
 }
 
-// release forgets the lease of a session that is over.
+// release forgets the lease of a session that is over, or comes to nothing.
 func (s *session) release() {
 	if s.tenure != nil {
 		s.proxy.renewals.remove(s)

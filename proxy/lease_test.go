@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +18,8 @@ import (
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy/auth"
+	"portcullis/proxy/lease"
+	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
 )
 
@@ -331,4 +335,63 @@ func TestCutDoesNotWaitForAQuestion(t *testing.T) {
 	stop := context.AfterFunc(ctx, func() { panic("Cut waits for a question") })
 	g.Cut()
 	stop()
+}
+
+// explosiveLog panics at the line of a session's start, the last moment before the relay has it.
+type explosiveLog struct{ slog.Handler }
+
+func (h explosiveLog) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "session started" {
+		panic("boom")
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// A panic between the lease and the relay leaves neither behind.
+func TestPanicAtTheStartOfASession(t *testing.T) {
+	w := newWitness(t)
+	g := newGate(t, w.url, func(c *Config) {
+		renewing(c)
+		c.Limits.Sessions = 1
+		c.Logger = slog.New(explosiveLog{c.Logger.Handler()})
+	})
+	a := g.upgraded(t, handshake("/?token="+g.tokenUntil(t, "Alice", hour())))
+	if code, reason := a.lastWords(t); code != 1011 || reason != "internal error" {
+		t.Errorf("the client: got Close %d %q, want 1011", code, reason)
+	}
+	a.conn.Close()
+	if err := w.closed(t); !websocket.IsCloseError(err, websocket.CloseAbnormalClosure) {
+		t.Errorf("the upstream: got %v, want the end of its connection", err)
+	}
+	g.nothingHeld(t)
+}
+
+// closings is a session that notes how it is closed.
+type closings struct {
+	relay.Session
+	reasons []relay.Reason
+}
+
+func (c *closings) Close(r relay.Reason, _ relay.Closing) { c.reasons = append(c.reasons, r) }
+
+// A lease may end before the relay has its session.
+func TestLeaseThatEndsFirst(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(*tenure, relay.Session)
+		want []relay.Reason
+	}{
+		{"before", func(n *tenure, s relay.Session) { n.end(lease.Revoked); n.begin(s) }, []relay.Reason{relay.Revoked}},
+		{"after", func(n *tenure, s relay.Session) { n.begin(s); n.end(lease.Expired) }, []relay.Reason{relay.Expired}},
+		{"never", func(n *tenure, s relay.Session) { n.begin(s) }, nil},
+		{"the session comes to nothing", func(n *tenure, s relay.Session) { n.end(lease.Expired) }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &closings{}
+			tt.do(&tenure{}, s)
+			if !slices.Equal(s.reasons, tt.want) {
+				t.Errorf("closed for %q, want %q", s.reasons, tt.want)
+			}
+		})
+	}
 }

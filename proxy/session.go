@@ -113,17 +113,20 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 		path:    strings.Clone(brief(u.path)),
 		tenure:  p.newTenure(u),
 	}
+	defer func() {
+		if !u.started {
+			s.release()
+		}
+	}()
 	s.hold(u) // before the client knows its id, by which it may renew it at once
 	if answer = append(answer, p.greet(u)...); len(answer) > 0 {
 		if no := u.write(answer); no != nil {
-			s.abandon()
 			return no
 		}
 	}
 	p.metrics.Upgraded()
 	p.metrics.SessionStarted()
 	p.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
-	u.started = true
 	s.start(relay.Handover{
 		Client:        u.hijacked,
 		Upstream:      u.upstream.Conn,
@@ -132,6 +135,7 @@ func (p *Proxy) switchProtocols(u *upgrade) *refusal {
 		Extensions:    strings.Clone(u.upstream.Extensions),
 		Ended:         s.ended,
 	})
+	u.started = true
 	return nil
 }
 
