@@ -1055,29 +1055,6 @@ func TestReasonsAreDescribed(t *testing.T) {
 	}
 }
 
-func TestImportsPointOneWay(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	allowed := map[string][]string{ // of this module's own packages
-		"portcullis/proxy/relay":   {"portcullis/proxy/frame"},
-		"portcullis/upstream/echo": {},
-	}
-	for _, leaf := range []string{"proxy/auth", "proxy/clientip", "proxy/origin", "proxy/frame", "proxy/admin", "proxy/probe", "proxy/certificate", "ratelimit", "upstream"} {
-		allowed["portcullis/"+leaf] = nil
-	}
-	for line := range strings.Lines(string(out)) {
-		fields := strings.Fields(line)
-		may, leaf := allowed[fields[0]]
-		for _, imported := range fields[1:] {
-			if leaf && strings.HasPrefix(imported, "portcullis/") && !slices.Contains(may, imported) {
-				t.Errorf("%s imports %s", fields[0], imported)
-			}
-		}
-	}
-}
-
 // TestDockerfile reads the Dockerfile as far as it can be checked without an engine, and runs the build line that it contains.
 func TestDockerfile(t *testing.T) {
 	type instruction struct{ name, rest string }

@@ -101,7 +101,7 @@ func TestByteRateInsideFrame(t *testing.T) {
 				t.Skip("the largest message bounds it")
 			}
 			c := e.config()
-			c.MessageByteRate, c.CloseTimeout = 10_000, 300*time.Millisecond
+			c.MessageByteRate, c.CloseTimeout = 10_000, soon
 			s := newRig(t, e, c).open()
 			go s.upstream.read()
 			s.client.write(endless.Append(nil))

@@ -398,7 +398,7 @@ func TestCloseAnswered(t *testing.T) {
 // after one, is waited for no longer than CLOSE_TIMEOUT.
 func TestCloseUnanswered(t *testing.T) {
 	t.Parallel()
-	const timeout = 200 * time.Millisecond
+	const timeout = soon
 	for name, test := range map[string]func(*testSession) End{
 		"by the upstream": func(s *testSession) End {
 			s.client.sendClose(1000, "")
@@ -420,6 +420,7 @@ func TestCloseUnanswered(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, e engine) {
+				t.Parallel()
 				c := e.config()
 				c.CloseTimeout = timeout
 				s := newRig(t, e, c).open()
