@@ -326,6 +326,7 @@ func wire(s settings) (*program, error) {
 	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, metrics, p.log
 	p.proxy, err = proxy.New(p.Proxy)
 	mistakes = append(mistakes, err)
+	p.Admin.Ready = p.proxy.Ready
 	p.admin, err = admin.New(p.Admin, metrics)
 	mistakes = append(mistakes, err)
 	return p, errors.Join(mistakes...)

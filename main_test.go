@@ -1041,7 +1041,7 @@ func TestExamplesOfModes(t *testing.T) {
 func TestReasonsAreDescribed(t *testing.T) {
 	readme := readFile(t, "README.md")
 	known := proxy.KnownReasons()
-	for heading, want := range map[string][]string{"## Refusals\n": known.RefusalReasons, "## How sessions end\n": known.EndReasons} {
+	for heading, want := range map[string][]string{"## Refusals\n": known.RefusalReasons, "## How sessions end\n": slices.Collect(maps.Keys(known.EndReasons))} {
 		_, section, _ := strings.Cut(readme, heading)
 		section, _, _ = strings.Cut(section, "\n## ")
 		var got []string

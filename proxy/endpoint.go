@@ -89,7 +89,7 @@ func (p *Proxy) checkPost(u *upgrade) *refusal {
 	if u.r.Method == http.MethodPost {
 		return nil
 	}
-	return &refusal{reason: Method, header: http.Header{"Allow": {"POST, OPTIONS"}}}
+	return &refusal{reason: Method, text: "the method is not allowed; want POST, with the token in Authorization: Bearer", header: http.Header{"Allow": {"POST, OPTIONS"}}}
 }
 
 // answerPreflight tells a browser that its page may ask what it is about to ask.

@@ -65,7 +65,11 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 				}
 				counted := g.refused(t, tt.reason)
 				a := g.send(t, tt.raw)
-				if want := answers[tt.reason]; a.StatusCode != want.status || !strings.HasPrefix(a.body, want.text) {
+				want := answers[tt.reason]
+				if tt.reason == Method {
+					want.text = "the method is not allowed; want POST"
+				}
+				if a.StatusCode != want.status || !strings.HasPrefix(a.body, want.text) {
 					t.Errorf("got %d %q, want %d %q", a.StatusCode, a.body, want.status, want.text)
 				}
 				if got := g.refused(t, tt.reason) - counted; got != 1 {

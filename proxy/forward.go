@@ -169,7 +169,7 @@ func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 	field("Upgrade", "websocket")
 	field("Connection", "Upgrade")
 	field("Sec-WebSocket-Accept", upstream.Accept(u.r.Header.Get("Sec-WebSocket-Key")))
-	if p.renewals != nil && !u.hopeless {
+	if p.renewable(u) && !u.hopeless { // of a token that comes as the first message nothing is known yet
 		field(sessionHeader, u.id)
 	}
 	if u.upstream == nil {

@@ -101,10 +101,13 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 			u.decision, err = p.verify(u)
 		}
 	}
-	if err == nil {
-		return nil
+	switch {
+	case err != nil:
+		return charge(attempt, p.tokenRefusal(u, err))
+	case u.r.Context().Err() != nil:
+		return p.gone(u.r.Context().Err())
 	}
-	return charge(attempt, p.tokenRefusal(u, err))
+	return nil
 }
 
 // attempt waits for the leave to try a credential, up to AUTH_TIMEOUT.
@@ -125,27 +128,27 @@ func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal) {
 	return nil, &refusal{reason: AuthFailures, err: err, wait: p.authTimeout}
 }
 
+// verify asks the verifier, and waits for its answer even if the client leaves meanwhile: who could guess and hang up would
+// guess for nothing.
 func (p *Proxy) verify(u *upgrade) (auth.Decision, error) {
-	began := time.Now()
-	decision, err := p.auth.Verify(u.r.Context(), u.credential)
-	p.metrics.AuthCall(authResult(u.r.Context(), err), time.Since(began))
-	return decision, err
+	return p.auth.Verify(p.base, u.credential)
 }
 
-// authResult is the metric's word for what a verifier returned.
-func authResult(ctx context.Context, err error) string {
+// observeAuth has the metrics know one call of the verifier.
+func (p *Proxy) observeAuth(took time.Duration, err error) {
 	_, unavailable := errors.AsType[*auth.UnavailableError](err)
+	result := admin.AuthRefused
 	switch {
+	case err == nil:
+		result = admin.AuthAccepted
 	case exhausted(err):
-		return admin.AuthOverload
+		result = admin.AuthOverload
 	case unavailable:
-		return admin.AuthUnavailable
-	case ctx.Err() != nil:
-		return admin.AuthAborted
-	case err != nil:
-		return admin.AuthRefused
+		result = admin.AuthUnavailable
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		result = admin.AuthAborted
 	}
-	return admin.AuthAccepted
+	p.metrics.AuthCall(result, took)
 }
 
 // tokenRefusal is the no to a credential, with the challenge of RFC 6750 section 3.1.
@@ -161,12 +164,17 @@ func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal {
 		return &refusal{reason: TokenRefused, err: err, header: challenge("invalid_token", refused.Challenge...)}
 	}
 	if denied, ok := errors.AsType[*auth.DeniedError](err); ok {
-		return &refusal{reason: TokenDenied, err: err, header: challenge("insufficient_scope", denied.Challenge...)}
+		// RFC 9110 section 11.6.1: a challenge belongs to 401. RFC 6750 section 3.1 has one here, too, which the verifier then made.
+		no := &refusal{reason: TokenDenied, err: err}
+		if len(denied.Challenge) > 0 {
+			no.header = challenge("", denied.Challenge...)
+		}
+		return no
 	}
 	if errors.Is(err, auth.ErrConflict) {
 		return &refusal{reason: TokenConflict, header: challenge("invalid_request")}
 	}
-	if u.r.Context().Err() != nil {
+	if p.base.Err() != nil || u.r.Context().Err() != nil {
 		return p.gone(err)
 	}
 	if exhausted(err) {

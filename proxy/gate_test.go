@@ -28,13 +28,14 @@ func TestTokenRefusal(t *testing.T) {
 		{auth.ErrConflict, TokenConflict, 400, []string{bearer + `, error="invalid_request"`}, 0},
 		{&auth.RefusedError{Cause: cause}, TokenRefused, 401, []string{bearer + `, error="invalid_token"`}, 0},
 		{&auth.RefusedError{Cause: cause, Challenge: []string{"DPoP", "Basic"}}, TokenRefused, 401, []string{"DPoP", "Basic"}, 0},
-		{&auth.DeniedError{Cause: cause}, TokenDenied, 403, []string{bearer + `, error="insufficient_scope"`}, 0},
+		{&auth.DeniedError{Cause: cause}, TokenDenied, 403, nil, 0}, // a challenge belongs to 401
+		{&auth.DeniedError{Cause: cause, Challenge: []string{"DPoP"}}, TokenDenied, 403, []string{"DPoP"}, 0},
 		{&auth.UnavailableError{Cause: cause}, AuthUnavailable, 503, nil, 0},
 		{&auth.UnavailableError{Cause: cause, RetryAfter: time.Hour}, AuthUnavailable, 503, nil, time.Hour},
 		{cause, AuthUnavailable, 503, nil, 0}, // an error that nobody knows lets nobody in
 	} {
 		t.Run(fmt.Sprint(tt.err), func(t *testing.T) {
-			p := &Proxy{}
+			p := &Proxy{base: t.Context()}
 			no := p.tokenRefusal(&upgrade{r: httptest.NewRequest("GET", "/", nil)}, tt.err)
 			if no.reason != tt.reason || no.answerStatus() != tt.status || no.wait != tt.wait {
 				t.Errorf("got %s, %d, %v; want %s, %d, %v", no.reason, no.answerStatus(), no.wait, tt.reason, tt.status, tt.wait)

@@ -133,8 +133,8 @@ func FuzzCheckHandshake(f *testing.F) {
 			return
 		}
 		if no := (*Proxy)(nil).checkHandshake(&upgrade{r: r}); no != nil {
-			if no.answerStatus() < 400 || strings.Count(string(no.text()), "\n") != 1 {
-				t.Fatalf("refused with %d %q", no.answerStatus(), no.text())
+			if no.answerStatus() < 400 || strings.Count(string(no.line()), "\n") != 1 {
+				t.Fatalf("refused with %d %q", no.answerStatus(), no.line())
 			}
 			return
 		}

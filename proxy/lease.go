@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"time"
 
 	"portcullis/proxy/auth"
 	"portcullis/proxy/frame"
@@ -103,14 +102,15 @@ func (p *Proxy) asker(u *upgrade) func(context.Context) (lease.Terms, error) {
 	credential, subject := u.credential, strings.Clone(u.decision.Subject)
 	credential.Token = strings.Clone(credential.Token)
 	return func(ctx context.Context) (lease.Terms, error) {
-		began := time.Now()
 		decision, err := p.auth.VerifyAgain(ctx, credential)
-		p.metrics.AuthCall(authResult(ctx, err), time.Since(began))
 		if err == nil && decision.Subject != subject {
 			err = &auth.RefusedError{Cause: errors.New("it names another subject now")}
 		}
 		if err != nil {
 			p.log.LogAttrs(ctx, slog.LevelDebug, "not verified again", slog.String("subject", subject), slog.Any("error", err))
+		}
+		if _, unavailable := errors.AsType[*auth.UnavailableError](err); unavailable {
+			p.outage.Do(func() { p.log.Warn("sessions cannot be verified again, and end if that lasts", "error", err) })
 		}
 		_, refused := errors.AsType[*auth.RefusedError](err)
 		_, denied := errors.AsType[*auth.DeniedError](err)

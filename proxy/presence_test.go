@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"portcullis/proxy/frame"
+	"portcullis/ratelimit"
 )
 
 // held waits for the gate to give a connection up, for as long as the gate may need to find out that its client is gone, and
@@ -114,27 +115,13 @@ func TestHalfClosedClientIsAnswered(t *testing.T) {
 	}
 }
 
-// A client that is gone while it waits lets go of the verifier, of the dial and of its slot, whatever it has sent before.
+// A client that is gone while it waits for the upstream lets go of it and of its slot, whatever it has sent before.
 func TestGoneClientHoldsNothing(t *testing.T) {
 	reset := func(_ net.Conn, tcp *net.TCPConn) {
 		tcp.SetLinger(0)
 		tcp.Close()
 	}
 	closed := func(conn net.Conn, _ *net.TCPConn) { conn.Close() }
-	// Waits that begin when the request is there, and say when they are given up.
-	type wait = func(*Config, chan<- struct{}, chan<- bool)
-	verifier := func(c *Config, asked chan<- struct{}, gone chan<- bool) {
-		c.Auth.Timeout = time.Minute
-		c.Auth.URL = newTeller(t, func(_ http.ResponseWriter, r *http.Request) {
-			asked <- struct{}{}
-			select {
-			case <-r.Context().Done():
-				gone <- true
-			case <-time.After(patience):
-				gone <- false
-			}
-		}).url
-	}
 	upstream := func(c *Config, asked chan<- struct{}, gone chan<- bool) {
 		c.Upstream.HandshakeTimeout = time.Minute
 		c.Upstream.URL = newBackend(t, func(conn net.Conn, _ *http.Request) {
@@ -144,46 +131,29 @@ func TestGoneClientHoldsNothing(t *testing.T) {
 			gone <- !isTimeout(err)
 		}).url
 	}
-	first := func(c *Config, asked chan<- struct{}, gone chan<- bool) {
-		firstMessages()(c)
-		verifier(c, asked, gone)
-	}
 	for _, tt := range []struct {
 		name   string
-		wait   wait
 		secure bool
 		early  string
 		leave  func(net.Conn, *net.TCPConn)
 		linux  bool // elsewhere it is not noticed before the wait is over
 	}{
-		{name: "verifier, reset", wait: verifier, leave: reset},
-		{name: "verifier, closed", wait: verifier, leave: closed},
-		{name: "verifier, a byte, reset", wait: verifier, early: "\x81", leave: reset, linux: true},
-		{name: "verifier, a byte, closed", wait: verifier, early: "\x81", leave: closed, linux: true},
-		{name: "upstream, reset", wait: upstream, leave: reset},
-		{name: "upstream, closed", wait: upstream, leave: closed},
-		{name: "upstream, a byte, reset", wait: upstream, early: "\x81", leave: reset, linux: true},
-		{name: "upstream, many bytes, closed", wait: upstream, early: text(string(make([]byte, 8<<10))), leave: closed, linux: true},
-		{name: "upstream, TLS, reset", wait: upstream, secure: true, leave: reset},
-		{name: "upstream, TLS, closed", wait: upstream, secure: true, leave: closed},
-		{name: "upstream, TLS, a byte, reset", wait: upstream, secure: true, early: "\x81", leave: reset, linux: true},
-		{name: "verifier of a first message, reset", wait: first, leave: reset, linux: true},
-		{name: "verifier of a first message, closed", wait: first, leave: closed, linux: true},
+		{name: "reset", leave: reset},
+		{name: "closed", leave: closed},
+		{name: "a byte, reset", early: "\x81", leave: reset, linux: true},
+		{name: "many bytes, closed", early: text(string(make([]byte, 8<<10))), leave: closed, linux: true},
+		{name: "TLS, reset", secure: true, leave: reset},
+		{name: "TLS, closed", secure: true, leave: closed},
+		{name: "TLS, a byte, reset", secure: true, early: "\x81", leave: reset, linux: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.linux && runtime.GOOS != "linux" {
 				t.Skip("its socket can't be asked here")
 			}
 			asked, gone := make(chan struct{}, 1), make(chan bool, 1)
-			g, connect := secured(t, newBackend(t, nil).url, tt.secure, func(c *Config) { tt.wait(c, asked, gone) })
+			g, connect := secured(t, newBackend(t, nil).url, tt.secure, func(c *Config) { upstream(c, asked, gone) })
 			conn, tcp := connect()
-			if g.first != nil {
-				io.WriteString(conn, handshake("/"))
-				readAnswer(t, conn)
-				io.WriteString(conn, text("wonder"))
-			} else {
-				io.WriteString(conn, handshake("/?token=wonder"))
-			}
+			io.WriteString(conn, handshake("/?token=wonder"))
 			<-asked
 			if tt.early != "" {
 				io.WriteString(conn, tt.early)
@@ -197,6 +167,53 @@ func TestGoneClientHoldsNothing(t *testing.T) {
 			}
 			if err := g.waitAllReleased(); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// Who could guess and hang up would guess for nothing: the verifier is asked to the end, and what it says is charged.
+func TestGuessOfAClientThatLeavesIsCharged(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		edit  func(*Config)
+		guess func(t *testing.T, g *gate, conn net.Conn)
+	}{
+		{"in the query", func(*Config) {}, func(_ *testing.T, _ *gate, conn net.Conn) {
+			io.WriteString(conn, handshake("/?token=bad"))
+		}},
+		{"as the first message", firstMessages(), func(t *testing.T, _ *gate, conn net.Conn) {
+			io.WriteString(conn, handshake("/"))
+			readAnswer(t, conn)
+			io.WriteString(conn, text("bad"))
+		}},
+		{"for a ticket", exchanging, func(_ *testing.T, _ *gate, conn net.Conn) {
+			io.WriteString(conn, post(ticketPath, "bad"))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			asked, answer := make(chan struct{}), make(chan struct{})
+			verifier := newTeller(t, func(w http.ResponseWriter, _ *http.Request) {
+				asked <- struct{}{}
+				<-answer
+				w.WriteHeader(http.StatusUnauthorized)
+			})
+			g := newGate(t, newBackend(t, nil).url, func(c *Config) {
+				tt.edit(c)
+				c.Auth.URL, c.Auth.Timeout = verifier.url, time.Minute
+				c.Limits.AuthFailuresPerIP = ratelimit.Rate{N: 1, Per: time.Hour}
+			})
+			conn := g.dial(t)
+			tt.guess(t, g, conn)
+			<-asked
+			conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+			if !held(conn) { // the gate has had time to find out
+				close(answer)
+			}
+			g.journal.next(t, "refused")
+			if a := g.send(t, handshake("/?token=good")); a.StatusCode != http.StatusTooManyRequests {
+				t.Errorf("the next guess: got %d, want 429", a.StatusCode)
 			}
 		})
 	}

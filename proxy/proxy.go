@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/certificate"
@@ -104,6 +106,7 @@ type Proxy struct {
 	waiting *waiting
 	present *presences
 	metrics *admin.Metrics
+	outage  rate.Sometimes // of the line in the log about sessions that cannot be verified again
 
 	authTimeout  time.Duration
 	closeTimeout time.Duration
@@ -142,6 +145,7 @@ func New(c Config) (*Proxy, error) {
 		drainTimeout: c.DrainTimeout,
 		keeper:       lease.New(lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}),
 		tickets:      newTickets(&c),
+		outage:       rate.Sometimes{Interval: time.Minute},
 	}
 	if c.Renewal {
 		p.renewals = newRenewals()
@@ -160,7 +164,7 @@ func New(c Config) (*Proxy, error) {
 	p.base, p.cut = context.WithCancel(context.Background())
 	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
-	c.Auth.Exhausted = exhausted
+	c.Auth.Exhausted, c.Auth.Observe = exhausted, p.observeAuth
 
 	var errs [10]error
 	p.paths, errs[0] = compilePaths(c.Paths)
@@ -188,6 +192,9 @@ func New(c Config) (*Proxy, error) {
 	}
 	return p, nil
 }
+
+// Ready says why no client can be let in yet, although p serves. Nil: it can be.
+func (p *Proxy) Ready() error { return p.auth.Ready() }
 
 // check finds the mistakes that no package sees alone.
 func (c *Config) check() error {

@@ -82,6 +82,9 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	if edit != nil {
 		edit(&c)
 	}
+	if c.Auth.Mode == "none" {
+		c.Auth.TokenFrom = nil
+	}
 	p, err := New(c)
 	if err != nil {
 		t.Fatal(err)

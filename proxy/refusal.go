@@ -139,12 +139,12 @@ func (r Reason) level() slog.Level {
 
 // KnownReasons are the label values that Config.Metrics must be made for.
 func KnownReasons() admin.Known {
-	known := admin.Known{}
+	known := admin.Known{EndReasons: make(map[string][]int)}
 	for _, r := range slices.Sorted(maps.Keys(answers)) {
 		known.RefusalReasons = append(known.RefusalReasons, string(r))
 	}
-	for _, r := range relay.Reasons {
-		known.EndReasons = append(known.EndReasons, string(r))
+	for r, codes := range relay.Reasons() {
+		known.EndReasons[string(r)] = codes
 	}
 	return known
 }
@@ -153,6 +153,7 @@ func KnownReasons() admin.Known {
 type refusal struct {
 	reason Reason
 	status int           // 0: the reason's
+	text   string        // for the client, in place of the reason's; "": that
 	detail string        // what is wrong, for the client too: never anything of the request
 	err    error         // what is wrong, for the log alone
 	wait   time.Duration // until when to stay away; 0: the reason's
@@ -264,7 +265,7 @@ func (no *refusal) write(w http.ResponseWriter, r *http.Request) {
 		h[name] = values
 	}
 	if no.reason != UpstreamRefused {
-		body = no.text()
+		body = no.line()
 		h["Content-Type"] = []string{"text/plain; charset=utf-8"}
 		h["X-Content-Type-Options"] = []string{"nosniff"}
 		h["Cache-Control"] = []string{"no-store"}
@@ -293,8 +294,8 @@ func deliver(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	}
 }
 
-func (no *refusal) text() []byte {
-	text := answers[no.reason].text
+func (no *refusal) line() []byte {
+	text := cmp.Or(no.text, answers[no.reason].text)
 	if no.detail != "" {
 		text += ": " + no.detail
 	}

@@ -97,7 +97,7 @@ func (no *refusal) closeReason() string {
 	}
 	text := "the upstream refuses the connection" // in words of its own, which may be anything
 	if no.reason != UpstreamRefused {
-		text = strings.TrimSuffix(string(no.text()), "\n")
+		text = strings.TrimSuffix(string(no.line()), "\n")
 	}
 	retry, _ := strconv.Atoi(no.header.Get("Retry-After")) // the upstream's
 	if wait := cmp.Or(no.wait, no.reason.retry()); wait > 0 {

@@ -31,7 +31,7 @@ func TestRefusedHasNoSession(t *testing.T) {
 	if a := g.upgraded(t, handshake("/?token=bad")); a.Header[sessionHeader] != nil {
 		t.Errorf("%s: %q", sessionHeader, a.Header[sessionHeader])
 	}
-	if a := g.upgraded(t, handshake("/?token=good")); a.Header.Get(sessionHeader) == "" {
+	if a := g.upgraded(t, handshake("/?token=wonder")); a.Header.Get(sessionHeader) == "" {
 		t.Error("a session without an id")
 	}
 }

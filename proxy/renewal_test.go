@@ -185,15 +185,20 @@ func TestRenewalRacingWithExpiry(t *testing.T) {
 	g.nothingHeld(t)
 }
 
-// An upstream that names sessions of its own must not be taken for the gate.
+// An upstream that names sessions of its own must not be taken for the gate, which names those that can be renewed: not one
+// whose subject is a hash of its token.
 func TestSessionHeaderIsTheGates(t *testing.T) {
 	w := newWitness(t)
-	for _, on := range []bool{false, true} {
-		g := newGate(t, w.url, func(c *Config) { c.Renewal = on })
-		a := g.send(t, handshake("/?token=good"))
+	for _, tt := range []struct {
+		renewal bool
+		token   string
+		want    bool
+	}{{false, "wonder", false}, {true, "wonder", true}, {true, "good", false}} {
+		g := newGate(t, w.url, func(c *Config) { c.Renewal = tt.renewal })
+		a := g.send(t, handshake("/?token="+tt.token))
 		ids := a.Header.Values(sessionHeader)
-		if on && (len(ids) != 1 || len(ids[0]) != 26) || !on && len(ids) != 0 {
-			t.Errorf("RENEWAL=%t: got %q", on, ids)
+		if tt.want && (len(ids) != 1 || len(ids[0]) != 26) || !tt.want && len(ids) != 0 {
+			t.Errorf("RENEWAL=%t, token %s: got %q", tt.renewal, tt.token, ids)
 		}
 	}
 }

@@ -2,7 +2,9 @@ package admin
 
 import (
 	"cmp"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,9 +13,9 @@ import (
 
 // Known names the reasons that are label values of their own, and what runs; every other reason is counted as "other".
 type Known struct {
-	RefusalReasons []string // of [Metrics.Refused]
-	EndReasons     []string // of [Metrics.SessionEnded]
-	Version        string   // of the program; empty: what Go's build information says
+	RefusalReasons []string         // of [Metrics.Refused]
+	EndReasons     map[string][]int // of [Metrics.SessionEnded], each with the codes that it usually comes with
+	Version        string           // of the program; empty: what Go's build information says
 }
 
 // Results of [Metrics.AuthCall].
@@ -22,7 +24,7 @@ const (
 	AuthRefused     = "refused"
 	AuthUnavailable = "unavailable" // the verifier, not the credential, is at fault
 	AuthOverload    = "overload"    // this side had nothing left to ask with: no descriptor, memory or port
-	AuthAborted     = "aborted"     // the client went away first
+	AuthAborted     = "aborted"     // the gate was closed first, or the session over
 )
 
 // Results of [Metrics.UpstreamDial].
@@ -91,7 +93,7 @@ func NewMetrics(known Known) *Metrics {
 			Name: "portcullis_sessions_live", Help: "Sessions relayed now.",
 		}),
 		ended:      newCounterVec("sessions_ended_total", "Sessions ended, by reason and close code.", "reason", "code"),
-		endReasons: resolve(known.EndReasons, func(reason string) string { return reason }),
+		endReasons: resolve(slices.Collect(maps.Keys(known.EndReasons)), func(reason string) string { return reason }),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "portcullis_session_duration_seconds", Help: "Length of ended sessions.", Buckets: sessionBuckets,
 		}),
@@ -102,8 +104,11 @@ func NewMetrics(known Known) *Metrics {
 		authCalls: resolve(authResults, func(result string) prometheus.Observer { return auth.WithLabelValues(result) }),
 		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
 	}
-	for reason := range m.endReasons {
-		m.ended.WithLabelValues(reason, codeNone)
+	// At zero from the start, or rate and increase would miss the first of each.
+	for reason, codes := range known.EndReasons {
+		for _, code := range codes {
+			m.ended.WithLabelValues(reason, codeLabel(code))
+		}
 	}
 	m.registry.MustRegister(
 		upgrades, m.live, m.ended, m.duration, messages, bytes, auth, dial, buildInfo(known.Version),

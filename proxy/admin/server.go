@@ -21,6 +21,8 @@ type Config struct {
 	// Addr is its host:port. An empty host is every interface, port 0 any free one. Empty: no listener.
 	Addr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:9090"`
 
+	// Ready says why the program is not ready although it serves. It must be quick and hold nothing secret. Nil: it is.
+	Ready func() error `env:"-"`
 	// Logger gets what goes wrong in serving. Nil: nothing is logged.
 	Logger *slog.Logger `env:"-"`
 }
@@ -31,6 +33,7 @@ const wantAddr = "want host:port, for example 127.0.0.1:9090, or empty for no li
 type Server struct {
 	addr  string
 	ready atomic.Bool
+	check func() error // nil: nothing else decides
 	pages map[string]http.HandlerFunc
 	http  *http.Server
 
@@ -51,7 +54,7 @@ func New(c Config, m *Metrics) (*Server, error) {
 	}
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 
-	s := &Server{addr: c.Addr}
+	s := &Server{addr: c.Addr, check: c.Ready}
 	metrics := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog:          errorLog,
 		EnableOpenMetrics: true,
@@ -116,6 +119,12 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	if !s.ready.Load() {
 		answer(w, http.StatusServiceUnavailable, "not ready")
 		return
+	}
+	if s.check != nil {
+		if err := s.check(); err != nil {
+			answer(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
+			return
+		}
 	}
 	answer(w, http.StatusOK, "ready")
 }

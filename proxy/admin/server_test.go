@@ -111,6 +111,8 @@ const notFound = "not found; see /healthz, /readyz and /metrics\n"
 
 func TestReadyFollowsSetReady(t *testing.T) {
 	s := start(t)
+	var missing error
+	s.check = func() error { return missing }
 	steps := []struct {
 		name   string
 		do     func()
@@ -119,6 +121,8 @@ func TestReadyFollowsSetReady(t *testing.T) {
 	}{
 		{"at first", func() {}, 503, "not ready\n"},
 		{"listening", func() { s.SetReady(true) }, 200, "ready\n"},
+		{"something is missing", func() { missing = errors.New("no keys") }, 503, "not ready: no keys\n"},
+		{"nothing is", func() { missing = nil }, 200, "ready\n"},
 		{"draining", func() { s.SetReady(false) }, 503, "not ready\n"},
 	}
 	for _, step := range steps {

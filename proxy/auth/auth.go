@@ -85,8 +85,9 @@ import (
 
 // Auth is a compiled [Config]. Its methods may be called concurrently.
 type Auth struct {
-	verifier verifier // nil: everybody passes (mode none)
-	cache    *cache   // the verifier, where it is a cache; nil otherwise
+	verifier verifier     // nil: everybody passes (mode none)
+	cache    *cache       // the verifier, where it is a cache; nil otherwise
+	ready    func() error // nil: always
 	places   []place
 	shows    bool // the verifier is shown the request (mode forward)
 	keep     bool // TokenPass
@@ -178,13 +179,9 @@ func (a *Auth) nameHeaders(c *Config) error {
 func (a *Auth) choose(c *Config) error {
 	var v verifier
 	var err error
-	if c.Mode == modeJWT {
-		if v, err = newJWT(c); err == nil {
-			a.verifier = v
-		}
-		return err
-	}
 	switch c.Mode {
+	case modeJWT:
+		v, err = newJWT(c)
 	case modeEndpoint:
 		v, err = newEndpoint(c)
 	case modeIntrospect:
@@ -194,6 +191,16 @@ func (a *Auth) choose(c *Config) error {
 	}
 	if err != nil {
 		return err
+	}
+	if j, ok := v.(*jwtVerifier); ok {
+		a.ready = j.ready
+	}
+	if c.Observe != nil {
+		v = &observed{v, c.Observe}
+	}
+	a.verifier = v
+	if c.Mode == modeJWT { // a signature is not worth remembering, and asks nobody
+		return nil
 	}
 	v = newBreaker(v, c.Exhausted, c.Logger)
 	v = newInflight(v, cmp.Or(max(c.MaxInflight, 0), defaultInflight), c.Timeout)
@@ -229,6 +236,16 @@ func (c *Config) UsesCookie() bool {
 // Warnings returns what an operator should be told at start, a line each: what
 // works and is not safe.
 func (a *Auth) Warnings() []string { return a.warnings }
+
+// Ready says why no client can be let in yet, although the gate serves: the keys
+// of mode jwt have never been fetched. Nil: it can be. The error names the
+// setting and the URL, and nothing secret.
+func (a *Auth) Ready() error {
+	if a.ready == nil {
+		return nil
+	}
+	return a.ready()
+}
 
 // Find looks for the token in every configured place of r, an upgrade request.
 // Its errors are [ErrMissing], [ErrConflict] and [*MalformedError]; the first

@@ -99,7 +99,7 @@ func TestNewRefuses(t *testing.T) {
 
 // In mode none a token is the upstream's business, but nobody may forge an identity.
 func TestModeNone(t *testing.T) {
-	c := Config{Mode: "none", TokenFrom: []string{"query:token", "cookie:session"}, Forward: []string{"sub:X-Auth-Subject"}}
+	c := Config{Mode: "none", Forward: []string{"sub:X-Auth-Subject"}}
 	a := newFrom(t, c)
 	if a.Required() || c.NamesSubject() || c.UsesCookie() {
 		t.Errorf("Required %t, NamesSubject %t, UsesCookie %t; want false for all", a.Required(), c.NamesSubject(), c.UsesCookie())

@@ -47,7 +47,7 @@ func newClient(c *Config) (*client, error) {
 		header["Authorization"] = []string{authorization}
 	}
 	transport, transportErr := newTransport(c)
-	if err := errors.Join(urlErr, transportErr, clientErr); err != nil {
+	if err := errors.Join(urlErr, c.checkTLSUse("AUTH_URL", u), transportErr, clientErr); err != nil {
 		return nil, err
 	}
 	return &client{url: u, header: header, timeout: c.Timeout, transport: transport}, nil
@@ -78,6 +78,24 @@ func newTransport(c *Config) (*http.Transport, error) {
 		MaxIdleConnsPerHost:    maxIdle,
 		IdleConnTimeout:        idleTimeout,
 	}, nil
+}
+
+// checkTLSUse returns a mistake for each setting of TLS that a URL without TLS
+// leaves without effect: whoever sets it believes the connection to be
+// encrypted. A URL with a mistake of its own is nil.
+func (c *Config) checkTLSUse(name string, u *url.URL) error {
+	if u == nil || u.Scheme == "https" {
+		return nil
+	}
+	var mistakes []error
+	for _, file := range []struct{ name, path string }{
+		{"AUTH_CA_FILE", c.CAFile}, {"AUTH_CERT_FILE", c.CertFile}, {"AUTH_KEY_FILE", c.KeyFile},
+	} {
+		if file.path != "" {
+			mistakes = append(mistakes, mistake(file.name, file.path, "has no effect without TLS; want it unset, or an https "+name))
+		}
+	}
+	return errors.Join(mistakes...)
 }
 
 // tlsConfig reads AUTH_CA_FILE, AUTH_CERT_FILE and AUTH_KEY_FILE.
@@ -191,6 +209,10 @@ func (c *Config) warnings() []string {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("%s: %q is not encrypted and %s; want https", s.name, maskURL(s.url), s.danger))
+	}
+	if c.Mode == modeIntrospect && c.ClientSecret == "" && c.CertFile == "" {
+		lines = append(lines, `AUTH_CLIENT_SECRET: "" asks without a credential of our own, which an introspection endpoint must refuse `+
+			"(RFC 7662 section 2.1); want AUTH_CLIENT_ID and AUTH_CLIENT_SECRET, the secret alone for Bearer, or AUTH_CERT_FILE")
 	}
 	return lines
 }

@@ -20,7 +20,7 @@ type Config struct {
 	URL string `env:"AUTH_URL" modes:"endpoint,introspect,forward"`
 	// Timeout bounds one call of the verifier, from dialling to the last byte
 	// of its answer. Zero is refused: a call without an end holds a client.
-	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s"`
+	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s" modes:"endpoint,jwt,introspect,forward"`
 
 	// Accept says which answers of an endpoint accept: one (200 with the body
 	// 1) or 2xx (any such status). Empty is one.
@@ -79,9 +79,9 @@ type Config struct {
 
 	// TokenFrom lists the places of the package comment. Empty is refused,
 	// except in modes none and forward.
-	TokenFrom []string `env:"AUTH_TOKEN_FROM" envDefault:"query:token,header:Authorization"`
+	TokenFrom []string `env:"AUTH_TOKEN_FROM" envDefault:"query:token,header:Authorization" modes:"endpoint,jwt,introspect,forward"`
 	// TokenPass leaves the token in what goes upstream, in every place.
-	TokenPass bool `env:"AUTH_TOKEN_PASS" envDefault:"false"`
+	TokenPass bool `env:"AUTH_TOKEN_PASS" envDefault:"false" modes:"endpoint,jwt,introspect,forward"`
 	// Forward lists pairs claim:Header: what is known of the client and the
 	// header that tells the upstream. These headers are deleted from every
 	// client request. Empty: nothing is told, nothing is deleted.
@@ -94,6 +94,11 @@ type Config struct {
 	// side, such as a descriptor, which says nothing about the service. Nil:
 	// none does.
 	Exhausted func(error) bool `env:"-"`
+
+	// Observe is told how long each call of the verifier took, or each check of
+	// a JWT, and with which error of [Auth.Verify] it ended. An answer from the
+	// cache, or of a call that is shared, is no call. Nil: nobody is.
+	Observe func(took time.Duration, err error) `env:"-"`
 
 	// Logger is told when the keys cannot be fetched and when the verifier is
 	// given up for a while, and when either is over. Nil: nobody is.

@@ -305,6 +305,11 @@ func TestWarnings(t *testing.T) {
 		edit(&c)
 		return c
 	}
+	introspection := func(edit func(*Config)) Config {
+		c := introspectConfig("https://auth.example/")
+		edit(&c)
+		return c
+	}
 	tests := []struct {
 		name   string
 		config Config
@@ -319,6 +324,8 @@ func TestWarnings(t *testing.T) {
 		{"a name that only begins so", at("http://localhost.example/"), `AUTH_URL: "http://localhost.example/" is not encrypted`},
 		{"an issuer that is not asked", issuer("http://issuer.invalid", func(c *Config) { c.JWTSecret = hmacSecret }), ""},
 		{"an issuer", issuer("http://issuer.invalid", func(*Config) {}), `AUTH_ISSUER: "http://issuer.invalid" is not encrypted`},
+		{"introspection without a credential", introspection(func(c *Config) { c.ClientID, c.ClientSecret = "", "" }), `AUTH_CLIENT_SECRET: "" asks without a credential`},
+		{"introspection with one", introspection(func(*Config) {}), ""},
 		{"keys", issuer("", func(c *Config) { c.JWKSURL = "http://issuer.invalid/keys" }), `AUTH_JWKS_URL: "http://issuer.invalid/keys" is not encrypted`},
 	}
 	for _, test := range tests {

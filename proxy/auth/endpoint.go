@@ -3,10 +3,13 @@ package auth
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"sync"
 )
 
 // maxAnswerBytes bounds the body of an answer. A yes is one byte; the rest is
@@ -19,6 +22,8 @@ type endpoint struct {
 	*client
 	byPost   bool // AUTH_METHOD=POST
 	byStatus bool // AUTH_ACCEPT=2xx
+	log      *slog.Logger
+	hint     sync.Once // that AUTH_ACCEPT may be meant to be 2xx
 }
 
 // newEndpoint returns an error of one line for each mistake.
@@ -38,7 +43,7 @@ func newEndpoint(c *Config) (*endpoint, error) {
 	if err := errors.Join(err, acceptErr, methodErr); err != nil {
 		return nil, err
 	}
-	e := &endpoint{client: caller, byPost: c.Method == http.MethodPost, byStatus: c.Accept == "2xx"}
+	e := &endpoint{client: caller, byPost: c.Method == http.MethodPost, byStatus: c.Accept == "2xx", log: c.Logger}
 	if !e.byStatus {
 		e.maxBody = maxAnswerBytes
 	}
@@ -63,6 +68,11 @@ func (e *endpoint) verify(ctx context.Context, c Credential) (Decision, error) {
 	case e.byStatus || a.status != http.StatusOK:
 		return Decision{}, a.unavailable()
 	case string(bytes.Trim(a.body, " \t\r\n")) != "1":
+		if json.Valid(a.body) {
+			e.hint.Do(func() {
+				e.log.Warn("the token endpoint answers 200 with JSON, which is no yes: its body must be 1, unless AUTH_ACCEPT=2xx says that the status decides")
+			})
+		}
 		return refused("status 200 with a body other than 1")
 	}
 	return a.accept()

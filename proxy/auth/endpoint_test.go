@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -534,5 +535,69 @@ func BenchmarkEndpoint(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// An endpoint that answers with JSON is the commonest first mistake.
+func TestEndpointOfJSONIsHintedAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name, accept, body string
+		hints              int
+	}{
+		{"JSON", "one", `{"active":true}`, 1},
+		{"a text", "one", "OK", 0},
+		{"a yes", "one", "1", 0},
+		{"JSON that nobody looks at", "2xx", `{"active":true}`, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var logged bytes.Buffer
+			a := newFrom(t, Config{
+				Mode: "endpoint", Timeout: time.Minute, Accept: tt.accept, TokenFrom: []string{"query:token"},
+				URL:    serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, tt.body) }).URL,
+				Logger: slog.New(slog.NewTextHandler(&logged, nil)),
+			})
+			for range 3 {
+				ask(t, a, secret)
+			}
+			if got := strings.Count(logged.String(), "AUTH_ACCEPT=2xx"); got != tt.hints {
+				t.Errorf("%d hints, want %d:\n%s", got, tt.hints, &logged)
+			}
+		})
+	}
+}
+
+// A certificate or a CA means that the connection is believed to be encrypted.
+func TestTLSSettingsWithoutTLS(t *testing.T) {
+	for mode, edit := range map[string]func(*Config){
+		"endpoint":   func(*Config) {},
+		"introspect": func(c *Config) { c.ClientID, c.ClientSecret = "gate", "password" },
+		"forward":    func(*Config) {},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			c := Config{Mode: mode, URL: "http://auth.example/", Timeout: time.Second, TokenFrom: []string{"query:token"}, CAFile: "ca.pem"}
+			edit(&c)
+			checkMistakes(t, c, []string{`AUTH_CA_FILE: "ca.pem" has no effect without TLS`, `AUTH_CA_FILE: "ca.pem" cannot be read`})
+		})
+	}
+}
+
+func TestObserveKnowsCallsAlone(t *testing.T) {
+	var calls []error
+	c := Config{
+		Mode: "endpoint", Timeout: time.Minute, TokenFrom: []string{"query:token"}, CacheTTL: time.Hour,
+		URL: serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("token") == secret {
+				io.WriteString(w, "1")
+			}
+		}).URL,
+		Observe: func(_ time.Duration, err error) { calls = append(calls, err) },
+	}
+	a := newFrom(t, c)
+	for range 3 {
+		ask(t, a, secret)
+		ask(t, a, "another")
+	}
+	if len(calls) != 2 || calls[0] != nil || !said(calls[1]) {
+		t.Errorf("calls %v; want one that accepted and one that refused", calls)
 	}
 }

@@ -102,8 +102,12 @@ func checkSubject(s string) error {
 }
 
 // fitsHeader reports whether s reaches a server as it is when it is the value
-// of a header. Control characters break headers and logs, and white space at
+// of a header, and whoever reads a log as what it is. Control characters and the
+// line separators of Unicode break headers and logs, controls of the writing
+// direction make a name look like another (CVE-2021-42574), and white space at
 // the ends is trimmed on the way, which would make one user of two.
 func fitsHeader(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl) && strings.TrimSpace(s) == s
+	return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(c rune) bool {
+		return unicode.IsControl(c) || unicode.In(c, unicode.Bidi_Control, unicode.Zl, unicode.Zp)
+	})
 }

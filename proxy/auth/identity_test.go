@@ -73,6 +73,14 @@ func TestCheckSubject(t *testing.T) {
 		{"DEL", "alice\x7f", false},
 		{"C1 control", "alice\u0085", false},
 		{"broken UTF-8", "alice\xff", false},
+		{"line separator", "alice\u2028level=ERROR", false},
+		{"paragraph separator", "alice\u2029", false},
+		{"right-to-left override", "\u202emoor", false},
+		{"isolate", "alice\u2067", false},
+		{"right-to-left mark", "alice\u200f", false},
+		{"Arabic letter mark", "\u061calice", false},
+		{"right to left by its letters alone", "\u05d0\u05dc\u05d9\u05e1", true},
+		{"a joiner, as Persian names have it", "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627", true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -78,6 +78,9 @@ func (c *Config) checkSource() error {
 	if c.published() && len(c.Audience) == 0 {
 		note("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any")
 	}
+	if strings.HasSuffix(strings.TrimSuffix(c.Issuer, "/"), discoveryPath) {
+		note("AUTH_ISSUER", maskURL(c.Issuer), "is where the issuer's document is; want the issuer, as in iss, without "+discoveryPath)
+	}
 	if !c.published() && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "") {
 		note("AUTH_CA_FILE", c.CAFile, "and a client certificate have no effect without a URL for keys; want them unset")
 	}
@@ -93,9 +96,9 @@ func (c *Config) keyTransport() (*http.Transport, error) {
 	if c.JWKSURL != "" {
 		name, location = "AUTH_JWKS_URL", c.JWKSURL
 	}
-	_, urlErr := parseURL(name, location)
+	u, urlErr := parseURL(name, location)
 	transport, err := newTransport(c)
-	return transport, errors.Join(err, urlErr)
+	return transport, errors.Join(err, urlErr, c.checkTLSUse(name, u))
 }
 
 // newJWT returns an error of one line for each mistake. The keys of a URL are
@@ -162,8 +165,12 @@ func (c *Config) signingKey() (any, algorithms, error) {
 }
 
 // checkSecret demands a secret as long as the hash (RFC 7518 section 3.2): from
-// one token, shorter ones can be found by trying.
+// one token, shorter ones can be found by trying. A public key is known to
+// everybody, who could then sign (RFC 8725 section 2.1).
 func (c *Config) checkSecret() error {
+	if strings.HasPrefix(strings.TrimSpace(c.JWTSecret), "-----BEGIN") {
+		return mistake("AUTH_JWT_SECRET", "***", "is a PEM text, and so a key or a certificate, with which everybody who knows it could sign; want a random secret, or AUTH_JWT_KEY_FILE for a public key")
+	}
 	want := 32
 	for algorithm, size := range map[string]int{"HS384": 48, "HS512": 64} {
 		if slices.Contains(c.JWTAlgorithms, algorithm) {
@@ -247,6 +254,14 @@ func (c *Config) checkAlgorithms(kinds algorithms) error {
 }
 
 func (v *jwtVerifier) close() { v.keys.close() }
+
+// ready says why no token can be verified yet.
+func (v *jwtVerifier) ready() error {
+	if remote, ok := v.keys.(*remoteKeys); ok && remote.known.Load() == nil {
+		return remote.missing()
+	}
+	return nil
+}
 
 func (v *jwtVerifier) verify(ctx context.Context, c Credential) (Decision, error) {
 	if err := CheckToken(c.Token); err != nil {

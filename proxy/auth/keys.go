@@ -46,6 +46,7 @@ var (
 type remoteKeys struct {
 	jwksURL string // "": issuer's discovery document names it
 	issuer  string
+	source  string // the setting that says where they are, and what it says
 	client  *http.Client
 	timeout time.Duration
 	log     *slog.Logger
@@ -62,9 +63,14 @@ type remoteKeys struct {
 
 // newRemoteKeys starts to fetch. c is checked.
 func newRemoteKeys(c *Config, transport http.RoundTripper) *remoteKeys {
+	source := fmt.Sprintf("AUTH_ISSUER: %q", maskURL(c.Issuer))
+	if c.JWKSURL != "" {
+		source = fmt.Sprintf("AUTH_JWKS_URL: %q", maskURL(c.JWKSURL))
+	}
 	k := &remoteKeys{
 		jwksURL: c.JWKSURL,
 		issuer:  c.Issuer,
+		source:  source,
 		timeout: c.Timeout,
 		log:     c.Logger,
 		client: &http.Client{
@@ -72,7 +78,7 @@ func newRemoteKeys(c *Config, transport http.RoundTripper) *remoteKeys {
 			Timeout:       c.Timeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		store:    &keyStore{MemoryJWKSet: jwkset.NewMemoryStorage(), log: c.Logger},
+		store:    &keyStore{MemoryJWKSet: jwkset.NewMemoryStorage(), log: c.Logger.With("source", source)},
 		cooldown: rate.NewLimiter(rate.Every(refreshCooldown), 1),
 		done:     make(chan struct{}),
 	}
@@ -155,12 +161,15 @@ func (k *remoteKeys) open(life context.Context) (keyfunc.Keyfunc, error) {
 	return keyfunc.New(keyfunc.Options{Ctx: life, Storage: storage})
 }
 
+// discoveryPath is where an issuer keeps that document, below its own path.
+const discoveryPath = "/.well-known/openid-configuration"
+
 // discover returns the jwks_uri of the issuer's discovery document (OpenID
 // Connect Discovery 1.0 section 4).
 func (k *remoteKeys) discover(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.timeout)
 	defer cancel()
-	location := strings.TrimSuffix(k.issuer, "/") + "/.well-known/openid-configuration"
+	location := strings.TrimSuffix(k.issuer, "/") + discoveryPath
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, location, nil)
 	if err != nil {
 		return "", err
@@ -194,7 +203,7 @@ func (k *remoteKeys) discover(ctx context.Context) (string, error) {
 func (k *remoteKeys) key(ctx context.Context, t *jwt.Token) (any, error) {
 	known := k.known.Load()
 	if known == nil {
-		return nil, &UnavailableError{Cause: fmt.Errorf("the keys are not fetched yet: %w", k.store.failure()), RetryAfter: firstRetry}
+		return nil, &UnavailableError{Cause: k.missing(), RetryAfter: firstRetry}
 	}
 	if kid, ok := t.Header["kid"].(string); ok && !k.store.has(kid) {
 		if err := k.look(ctx, *known, kid); err != nil {
@@ -202,6 +211,11 @@ func (k *remoteKeys) key(ctx context.Context, t *jwt.Token) (any, error) {
 		}
 	}
 	return (*known).KeyfuncCtx(ctx)(t)
+}
+
+// missing is why nobody is let in before the first fetch.
+func (k *remoteKeys) missing() error {
+	return fmt.Errorf("%s: the keys are not fetched yet: %w", k.source, k.store.failure())
 }
 
 // look fetches the keys again for the sake of an unknown kid, unless that was

@@ -303,6 +303,7 @@ func TestKeysOverTime(t *testing.T) {
 
 		synctest.Wait()
 		check("one", errUnavailable) // not fetched at start
+		wantReady(t, keys, fmt.Sprintf("AUTH_JWKS_URL: %q: the keys are not fetched yet: ", c.JWKSURL))
 		time.Sleep(10 * time.Second) // tries after 1, 3 and 7 s
 		if n := server.count(); n != 4 {
 			t.Errorf("%d fetches in 10 s, want 4", n)
@@ -310,6 +311,7 @@ func TestKeysOverTime(t *testing.T) {
 		server.answer(200, one)
 		time.Sleep(5*time.Second + time.Millisecond)
 		check("one", nil)
+		wantReady(t, keys, "")
 		check("two", errUnknownKey) // looked
 		server.answer(200, two)
 		check("two", errUnknownKey) // not looked again
@@ -321,6 +323,7 @@ func TestKeysOverTime(t *testing.T) {
 		time.Sleep(refreshInterval + time.Second)
 		check("two", nil)              // stale
 		check("three", errUnavailable) // nobody could tell
+		wantReady(t, keys, "")            // for those with a key that is known
 		server.answer(200, one)
 		time.Sleep(refreshInterval)
 		check("one", nil) // found without being asked for
@@ -332,6 +335,14 @@ func TestKeysOverTime(t *testing.T) {
 			}
 		}
 	})
+}
+
+// wantReady checks why a verifier with these keys is not ready; "": it is.
+func wantReady(t *testing.T, keys keySource, want string) {
+	t.Helper()
+	if err := (&jwtVerifier{keys: keys}).ready(); (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("ready: %v, want %q", err, want)
+	}
 }
 
 // errUnavailable stands for an UnavailableError.

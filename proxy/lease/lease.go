@@ -22,7 +22,8 @@ import (
 
 // Config is how a Keeper asks.
 type Config struct {
-	// Timeout bounds one question. It must be positive.
+	// Timeout is how long a question may take, by a bound of whoever asks: theirs says what is wrong. One that takes twice as
+	// long is ended here. It must be positive.
 	Timeout time.Duration
 	// Recheck asks about every lease at least that often. 0: only when its time is nearly over.
 	Recheck time.Duration
@@ -318,7 +319,7 @@ func (k *Keeper) ask(l *Lease) {
 	l.asking = true
 	ask := l.Ask
 	k.running.Go(func() {
-		ctx, cancel := context.WithTimeout(k.context, k.config.Timeout)
+		ctx, cancel := context.WithTimeout(k.context, 2*k.config.Timeout)
 		defer cancel()
 		terms, err := ask(ctx)
 

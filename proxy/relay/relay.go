@@ -88,12 +88,21 @@ const (
 	UpstreamEncoding Reason = "upstream_encoding"
 )
 
-// Reasons are all of them.
-var Reasons = []Reason{
-	ClientClose, UpstreamClose, ClientGone, UpstreamGone, ClientSilent, UpstreamSilent,
-	ClientFraming, UpstreamFraming, ClientTooBig, UpstreamTooBig, ClientRate, UpstreamRate,
-	Idle, SessionLimit, Expired, Revoked, AuthUnavailable, Drained, Forced,
-	ClientEncoding, UpstreamEncoding,
+// Reasons are all of them, each with the codes that End.Code usually has for it.
+func Reasons() map[Reason][]int {
+	byPeer := []int{frame.CodeNormal, frame.CodeGoingAway, frame.CodeNoStatus}
+	return map[Reason][]int{
+		ClientClose: byPeer, UpstreamClose: byPeer,
+		ClientGone: {frame.CodeAbnormal}, UpstreamGone: {frame.CodeInternal},
+		ClientSilent: {frame.CodeTimeout}, UpstreamSilent: {frame.CodeTimeout},
+		ClientFraming: {frame.CodeProtocol}, UpstreamFraming: {frame.CodeProtocol},
+		ClientTooBig: {frame.CodeTooBig}, UpstreamTooBig: {frame.CodeTooBig},
+		ClientRate: {frame.CodePolicy}, UpstreamRate: {frame.CodePolicy},
+		ClientEncoding: {frame.CodeInvalid}, UpstreamEncoding: {frame.CodeInvalid},
+		Idle: {frame.CodeTimeout}, SessionLimit: {frame.CodeGoingAway},
+		Expired: {frame.CodeUnauthorized}, Revoked: {frame.CodeUnauthorized}, AuthUnavailable: {frame.CodeTryAgain},
+		Drained: {frame.CodeGoingAway}, Forced: {frame.CodeAbnormal},
+	}
 }
 
 // Traffic is what one side has sent.
