@@ -355,7 +355,7 @@ func (p *program) startBackend(endpoint bool) error {
 		return err
 	}
 	p.Proxy.Upstream.URL = p.backend.URL()
-	if len(p.Proxy.Paths) == 0 {
+	if len(p.Proxy.Paths) == 0 && !p.Proxy.PathsUnsafeForms { // which wants PATHS, and says so
 		p.Proxy.Paths = []string{"/"}
 	}
 	if endpoint {

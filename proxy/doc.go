@@ -42,7 +42,7 @@
 //   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
 //   - A session whose credential ends is held by a lease before the relay has it, and released once, by session.ended.
-//   - No path below /.portcullis/ goes upstream.
+//   - No path that a server may take for one below /.portcullis/ goes upstream.
 //   - A tunnel exists only after both handshakes were right to the letter.
 //   - Each refusal has one [Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are ours to write goes no further, in any spelling.

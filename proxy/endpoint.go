@@ -12,9 +12,11 @@ import (
 	"portcullis/ratelimit"
 )
 
-// The gate's own endpoints on the front port. Nothing below ownPaths is ever an upstream's, whatever PATHS say.
+// The gate's own endpoints on the front port. Nothing that a server may take for a path below ownPaths is ever an upstream's,
+// whatever PATHS say.
 const (
-	ownPaths    = "/.portcullis/"
+	ownName     = ".portcullis"
+	ownPaths    = "/" + ownName + "/"
 	sessionPath = ownPaths + "session" // RENEWAL
 	ticketPath  = ownPaths + "ticket"  // TICKETS
 )

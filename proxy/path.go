@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -12,26 +13,39 @@ import (
 )
 
 // paths is PATHS compiled: which request paths are served. Patterns and paths are compared as they are written, escapes and
-// all, because that is what goes upstream: %61 is not a.
+// all, because that is what goes upstream: %61 is not a, and %2F is not /.
+//
+// That is safe with unsafe forms too. What a prefix lets through, a server that rewrites such forms (%2F and \ to /, // to /)
+// still finds under that prefix: only dot segments lead out of it, and those are never let through. What it would have to
+// rewrite first, to find it under the prefix, is not served.
 type paths struct {
-	all      bool // PATHS is "*": odd forms are let through too, dot segments excepted
+	all      bool // PATHS is "*"
+	unsafe   bool // odd forms are let through, dot segments excepted
 	exact    []string
 	prefixes []string
 }
 
-// compilePaths compiles PATHS. None at all is every path, as with "/*". The error joins every mistake.
-func compilePaths(patterns []string) (*paths, error) {
+// compilePaths compiles PATHS, with PATHS_UNSAFE_FORMS. No pattern at all is every path, as with "/*". The error joins every
+// mistake.
+func compilePaths(patterns []string, unsafe bool) (*paths, error) {
+	var mistakes []error
+	all := slices.Equal(patterns, []string{"*"})
+	switch {
+	case unsafe && len(patterns) == 0:
+		mistakes = append(mistakes, errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect without PATHS; want PATHS set to the paths that are served, or to * for every path in every form`))
+	case unsafe && all:
+		mistakes = append(mistakes, errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect with PATHS=*, which lets such forms through by itself; want false, or a list of PATHS`))
+	}
 	if len(patterns) == 0 {
 		patterns = []string{"/*"}
 	}
-	p := &paths{all: slices.Equal(patterns, []string{"*"})}
-	if p.all {
-		return p, nil
-	}
-	var mistakes []error
+	p := &paths{all: all, unsafe: unsafe || all}
 	for _, pattern := range patterns {
+		if all {
+			break
+		}
 		path, isPrefix := strings.CutSuffix(pattern, "*")
-		if wrong := checkPattern(path, isPrefix); wrong != "" {
+		if wrong := checkPattern(path, isPrefix, unsafe); wrong != "" {
 			mistakes = append(mistakes, fmt.Errorf("PATHS: %q %s; want an escaped path such as /chat, a prefix such as /chat/*, or * alone", pattern, wrong))
 			continue
 		}
@@ -48,7 +62,7 @@ func compilePaths(patterns []string) (*paths, error) {
 }
 
 // checkPattern says what is wrong with a pattern that could never match, lest an operator take it for one that does.
-func checkPattern(path string, isPrefix bool) (wrong string) {
+func checkPattern(path string, isPrefix, unsafe bool) (wrong string) {
 	switch {
 	case path == "" && isPrefix:
 		return "stands beside others"
@@ -58,10 +72,10 @@ func checkPattern(path string, isPrefix bool) (wrong string) {
 		return "has a * that is not its end"
 	case strings.Contains(path, "?"):
 		return "has a query"
-	case strings.HasPrefix(path, ownPaths):
+	case meansOurs(path):
 		return "is among the gate's own, below " + ownPaths
 	}
-	if why := suspicious(path, false); why != "" {
+	if why := suspicious(path, unsafe); why != "" {
 		return "is refused in requests (" + why + ")"
 	}
 	return ""
@@ -69,7 +83,7 @@ func checkPattern(path string, isPrefix bool) (wrong string) {
 
 // serves reports whether a path that is not suspicious is served. The gate's own never are.
 func (p *paths) serves(path string) bool {
-	if strings.HasPrefix(path, ownPaths) {
+	if meansOurs(path) {
 		return false
 	}
 	return p.all ||
@@ -77,8 +91,41 @@ func (p *paths) serves(path string) bool {
 		slices.ContainsFunc(p.prefixes, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
 }
 
+// meansOurs reports whether a server behind may take an escaped path for one of the gate's own: one that decodes it, even
+// again and again, takes \ for /, drops ;parameters and empty segments, resolves dots, strips a prefix, or tells no case apart.
+// So no segment may have our name, wherever it stands.
+func meansOurs(path string) bool {
+	for segment := range strings.FieldsFuncSeq(unescapeAll(path), isSlash) {
+		if name, _, _ := strings.Cut(segment, ";"); strings.EqualFold(name, ownName) {
+			return true
+		}
+	}
+	return false
+}
+
+func isSlash(c rune) bool { return c == '/' || c == '\\' }
+
+// unescapeAll undoes all escapes, those that come out of others too, in one pass. What is no escape stays.
+func unescapeAll(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		b = append(b, s[i])
+		for n := len(b); n >= 3 && b[n-3] == '%'; n = len(b) {
+			var c [1]byte
+			if _, err := hex.Decode(c[:], b[n-2:]); err != nil {
+				break
+			}
+			b = append(b[:n-3], c[0])
+		}
+	}
+	return string(b)
+}
+
 func (p *Proxy) checkPath(u *upgrade) *refusal {
-	why := cmp.Or(suspicious(u.path, p.paths.all), strange(u.query))
+	why := cmp.Or(suspicious(u.path, p.paths.unsafe), strange(u.query))
 	switch {
 	case why != "":
 		return &refusal{reason: PathSuspicious, detail: why}
@@ -90,8 +137,8 @@ func (p *Proxy) checkPath(u *upgrade) *refusal {
 
 // suspicious says, in words that echo nothing of it, why an escaped path is refused whether served or not: servers differ in
 // what they take it for, so that what this gate checked need not be what the upstream opens (GHSA-fvhj-4qfh-q2hm). "" is
-// no objection. With odd, forms that only some servers rewrite are let through: // and \ and their escapes.
-func suspicious(path string, odd bool) string {
+// no objection. With unsafe, forms that only some servers rewrite are let through: // and \ and their escapes.
+func suspicious(path string, unsafe bool) string {
 	if !strings.HasPrefix(path, "/") {
 		// CONNECT and OPTIONS * have no path at all, and what follows another scheme than ours need not be one.
 		return "the request target does not begin with /"
@@ -108,7 +155,7 @@ func suspicious(path string, odd bool) string {
 			return "an escaped control character"
 		}
 	}
-	for segment := range strings.FieldsFuncSeq(decoded, func(c rune) bool { return c == '/' || c == '\\' }) {
+	for segment := range strings.FieldsFuncSeq(decoded, isSlash) {
 		// Tomcat and its kind drop ;parameters before they resolve dots: /..;/ is a way up.
 		name, _, _ := strings.Cut(segment, ";")
 		if name == "." || name == ".." {
@@ -116,7 +163,7 @@ func suspicious(path string, odd bool) string {
 		}
 	}
 	switch {
-	case odd:
+	case unsafe:
 		return ""
 	case strings.Contains(path, "//"):
 		return "an empty segment"

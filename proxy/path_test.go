@@ -10,22 +10,29 @@ import (
 )
 
 func TestCompilePaths(t *testing.T) {
+	odd := []string{"//a", `/a\b`, "/a%2fb", "/a%5Cb/*"}
 	for _, tt := range []struct {
 		name     string
 		patterns []string
+		unsafe   bool
 		mistakes int
 	}{
-		{"none", nil, 0},
-		{"exact and prefix", []string{"/", "/chat", "/rooms/*", "/a%20b"}, 0},
-		{"all", []string{"*"}, 0},
-		{"all but odd forms", []string{"/*"}, 0},
-		{"all beside others", []string{"/chat", "*"}, 1},
-		{"empty", []string{""}, 1},
-		{"relative, query, fragment, star within, escape, control character", []string{"chat", "/a?b", "/a#b", "/*/a", "/%zz", "/\n"}, 6},
-		{"refused in requests", []string{"/a/../b", "//a", `/a\b`, "/a%2fb", "/%2e/*"}, 5},
+		{"none", nil, false, 0},
+		{"exact and prefix", []string{"/", "/chat", "/rooms/*", "/a%20b"}, false, 0},
+		{"all", []string{"*"}, false, 0},
+		{"all but odd forms", []string{"/*"}, false, 0},
+		{"all beside others", []string{"/chat", "*"}, false, 1},
+		{"empty", []string{""}, false, 1},
+		{"relative, query, fragment, star within, escape, control character", []string{"chat", "/a?b", "/a#b", "/*/a", "/%zz", "/\n"}, false, 6},
+		{"refused in requests", append([]string{"/a/../b", "/%2e/*"}, odd...), false, 6},
+		{"the gate's own", []string{"/.portcullis/", "/.portcullis/*", "/.portcullis", "/%2ePortcullis/x"}, false, 4},
+		{"unsafe forms", append([]string{"/a", "/*"}, odd...), true, 0},
+		{"refused among unsafe forms too", []string{"/a%2f../b", "/%zz", "//.portcullis/*"}, true, 3},
+		{"unsafe forms of every path", nil, true, 1},
+		{"unsafe forms twice", []string{"*"}, true, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := compilePaths(tt.patterns)
+			_, err := compilePaths(tt.patterns, tt.unsafe)
 			var lines []string
 			if err != nil {
 				lines = strings.Split(err.Error(), "\n")
@@ -34,7 +41,7 @@ func TestCompilePaths(t *testing.T) {
 				t.Errorf("got %d mistakes %q, want %d", len(lines), lines, tt.mistakes)
 			}
 			for _, line := range lines {
-				if !strings.HasPrefix(line, `PATHS: "`) || !strings.Contains(line, "; want ") {
+				if !strings.HasPrefix(line, `PATHS: "`) && !strings.HasPrefix(line, `PATHS_UNSAFE_FORMS: "true" `) || !strings.Contains(line, "; want ") {
 					t.Errorf("line %q: want PATHS, the value, and what is allowed", line)
 				}
 			}
@@ -75,6 +82,27 @@ var pathTests = []struct {
 	{"escaped backslash", "", "/a%5Cb", PathSuspicious},
 	{"escaped slash", "", "/a%2fb", PathSuspicious},
 	{"odd forms with *", "*", `//a%2Fb\c%5c/`, ""},
+	{"our own", "*", "/.portcullis/ticket", Path},
+	{"our own without its slash", "*", "/.portcullis", Path},
+	{"our own in other case", "", "/.PORTCULLIS/x", Path},
+	{"our own with an escape", "", "/%2eportcullis/ticket", Path},
+	{"our own with a letter escaped", "", "/.portc%75llis/ticket", Path},
+	{"our own, escaped twice", "", "/%252eportcullis/ticket", Path},
+	{"our own, an escape of escapes", "", "/%25%32%65portcullis/ticket", Path},
+	{"our own, escaped many times", "", "/%" + strings.Repeat("25", 1000) + "2eportcullis/ticket", Path},
+	{"our own with a parameter", "", "/.portcullis;v=1/ticket", Path},
+	{"our own with an escaped parameter", "", "/.portcullis%3Bv=1/ticket", Path},
+	{"our own behind an empty segment", "*", "//.portcullis/ticket", Path},
+	{"our own behind a parameter", "*", "/;a%2fb/.portcullis/ticket", Path},
+	{"our own behind an escaped slash", "*", "/%2f.portcullis/ticket", Path},
+	{"our own behind a backslash", "*", `/\.portcullis\ticket`, Path},
+	{"our own with an escaped slash", "*", "/.portcullis%2Fticket", Path},
+	{"our own behind a slash escaped twice", "", "/%252f%2525252f.portcullis/ticket", Path},
+	{"our own behind dots escaped twice", "", "/x/%252e%252e/.portcullis/ticket", Path},
+	{"our own behind a dot", "*", "/./.portcullis/ticket", PathSuspicious},
+	{"our own behind dots", "*", "/x/../.portcullis/ticket", PathSuspicious},
+	{"our own where a prefix is stripped", "", "/app/.portcullis/ticket", Path},
+	{"not quite our own", "", "/.portcullis2/portcullis/x.portcullis", ""},
 	{"fragment", "*", "/a#b", PathSuspicious},
 	{"control character", "*", "/a\x7f", PathSuspicious},
 	{"escaped control character", "*", "/a%0a", PathSuspicious},
@@ -87,8 +115,10 @@ var pathTests = []struct {
 	{"asterisk", "*", "*", PathSuspicious},
 }
 
-func checkOnePath(patterns, target string) Reason {
-	compiled, err := compilePaths(strings.Fields(patterns))
+func checkOnePath(patterns, target string) Reason { return checkOneForm(patterns, false, target) }
+
+func checkOneForm(patterns string, unsafe bool, target string) Reason {
+	compiled, err := compilePaths(strings.Fields(patterns), unsafe)
 	if err != nil {
 		panic(err)
 	}
@@ -104,6 +134,37 @@ func TestCheckPath(t *testing.T) {
 	for _, tt := range pathTests {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := checkOnePath(tt.patterns, tt.path); got != tt.want {
+				t.Errorf("PATHS %q, path %q: got %q, want %q", tt.patterns, tt.path, got, tt.want)
+			}
+		})
+	}
+}
+
+// With PATHS_UNSAFE_FORMS a pattern is still compared byte for byte: what only a server that rewrites would find under it is
+// not served.
+func TestUnsafeForms(t *testing.T) {
+	for _, tt := range []struct {
+		name, patterns, path string
+		want                 Reason
+	}{
+		{"escaped slash under a prefix", "/files/*", "/files/a%2Fb", ""},
+		{"others of the kind", "/files/*", `/files//a\b%5cc`, ""},
+		{"escaped slash in a pattern", "/a%2Fb", "/a%2Fb", ""},
+		{"escaped in other case", "/a%2Fb", "/a%2fb", Path},
+		{"a slash is no escaped one", "/a%2Fb", "/a/b", Path},
+		{"an escaped slash is no slash", "/a/b", "/a%2Fb", Path},
+		{"an escaped slash does not end a prefix", "/files/*", "/files%2Fa", Path},
+		{"two slashes do not begin one", "/files/*", "//files/a", Path},
+		{"a backslash does not begin one", "/files/*", `\files/a`, PathSuspicious},
+		{"up, out of a prefix", "/files/*", "/files/..%2fadmin", PathSuspicious},
+		{"up, over an escaped slash", "/files/*", "/files/a%2f..%2f..%2fadmin", PathSuspicious},
+		{"up, over a backslash", "/files/*", `/files/..\admin`, PathSuspicious},
+		{"up, with a parameter", "/files/*", "/files/..;%2fadmin", PathSuspicious},
+		{"control character", "/files/*", "/files/%2f%0a", PathSuspicious},
+		{"our own", "/*", "//.portcullis/ticket", Path},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := checkOneForm(tt.patterns, true, tt.path); got != tt.want {
 				t.Errorf("PATHS %q, path %q: got %q, want %q", tt.patterns, tt.path, got, tt.want)
 			}
 		})
@@ -215,6 +276,12 @@ func FuzzCheckPath(f *testing.F) {
 		if checkOnePath(patterns, target) != "" {
 			return
 		}
+		if below := "/files/" + target; checkOneForm("/files/*", true, below) == "" {
+			raw, _, _ := strings.Cut(below, "?")
+			if seen, _ := url.PathUnescape(raw); !strings.HasPrefix(path.Clean(strings.ReplaceAll(seen, `\`, "/"))+"/", "/files/") {
+				t.Fatalf("%q is let through, and leads out of /files/", raw)
+			}
+		}
 		raw, _, _ := strings.Cut(target, "?")
 		decoded, err := url.PathUnescape(raw)
 		if err != nil {
@@ -222,6 +289,15 @@ func FuzzCheckPath(f *testing.F) {
 		}
 		if strings.ContainsAny(target, "\r\n\x00 #") || strings.ContainsAny(decoded, "\r\n\x00") {
 			t.Fatalf("%q is let through with a character that ends lines", target)
+		}
+		for again := decoded; err == nil; again, err = url.PathUnescape(again) {
+			seen := strings.ToLower(path.Clean(strings.ReplaceAll(again, `\`, "/")) + "/")
+			if strings.HasPrefix(seen, ownPaths) {
+				t.Fatalf("%q is let through, and %q is our own", raw, seen)
+			}
+			if !strings.Contains(again, "%") {
+				break
+			}
 		}
 		if odd {
 			// Once slashes are one, there must be nothing left to resolve.

@@ -34,6 +34,9 @@ type Config struct {
 	// Paths are the patterns of the request paths that are served: an escaped path, or a prefix ending in *. Empty: every
 	// path. * alone is every path too, odd forms such as // and %2f included.
 	Paths []string `env:"PATHS"`
+	// PathsUnsafeForms lets the odd forms through with a list of Paths too. They are compared byte for byte: /a/* serves /a/b%2Fc
+	// and not /a%2Fb. A list must be set.
+	PathsUnsafeForms bool `env:"PATHS_UNSAFE_FORMS" envDefault:"false"`
 	// DrainDelay is how long Drain goes on accepting, for load balancers to learn that /readyz says 503. Zero: not at all.
 	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"0s"`
 	// DrainTimeout bounds the rest of Drain: sessions are told to go over its first half, and cut at its end. Zero is refused.
@@ -167,7 +170,7 @@ func New(c Config) (*Proxy, error) {
 	c.Auth.Exhausted, c.Auth.Observe = exhausted, p.observeAuth
 
 	var errs [10]error
-	p.paths, errs[0] = compilePaths(c.Paths)
+	p.paths, errs[0] = compilePaths(c.Paths, c.PathsUnsafeForms)
 	p.clientIP, errs[1] = clientip.New(c.ClientIP)
 	p.origins, errs[2] = origin.New(c.Origin)
 	p.limits, errs[3] = ratelimit.New(c.Limits)
