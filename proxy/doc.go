@@ -9,6 +9,7 @@
 //	  ├ checkHandshake              handshake.go  RFC 6455 section 4.2.1
 //	  ├ findClient                  clientip      who is it, behind trusted proxies
 //	  ├ checkOrigin                 origin        which page sent it
+//	  ├ checkLoop                   via.go        is this gate its own upstream
 //	  ├ checkRates, checkRoom       ratelimit     by address and global; failed authentications; session caps
 //	  ├ authenticate                auth          where the token is, and who verifies it
 //	  │ ├ attempt                   ratelimit     no more credentials under way than may still fail
@@ -43,6 +44,7 @@
 //   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
 //   - A session whose credential ends is held by a lease before the relay has it, and released once, by session.ended.
 //   - No path that a server may take for one below /.portcullis/ goes upstream.
+//   - A request comes through a gate once.
 //   - A tunnel exists only after both handshakes were right to the letter.
 //   - Each refusal has one [Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are ours to write goes no further, in any spelling.

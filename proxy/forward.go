@@ -38,6 +38,7 @@ func (p *Proxy) upstreamRequest(u *upgrade) *upstream.Request {
 		}
 	}
 	setForwarded(h, u)
+	h[viaHeader] = []string{p.via(u)}
 	p.auth.Clean(h)
 	p.auth.Set(h, u.decision)
 	return &upstream.Request{Path: u.path, Query: query, Host: u.r.Host, Header: h}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -111,6 +112,8 @@ type Proxy struct {
 	metrics *admin.Metrics
 	outage  rate.Sometimes // of the line in the log about sessions that cannot be verified again
 
+	id           string // of this gate, in viaHeader
+	looped       rate.Sometimes
 	authTimeout  time.Duration
 	closeTimeout time.Duration
 	recheck      bool          // sessions are verified again even where the verifier's yes has no end
@@ -140,6 +143,8 @@ func New(c Config) (*Proxy, error) {
 		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 		lines:        newLineLimit(),
 		metrics:      c.Metrics,
+		id:           rand.Text(),
+		looped:       rate.Sometimes{Interval: time.Minute},
 		authTimeout:  c.Auth.Timeout,
 		closeTimeout: c.Relay.CloseTimeout,
 		recheck:      c.Auth.Recheck > 0,
@@ -290,6 +295,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		(*Proxy).checkHandshake,  // not GET 405; not an upgrade, or of another version 426; malformed 400
 		(*Proxy).findClient,      // from here on limits know whom they limit
 		(*Proxy).checkOrigin,     // 403
+		(*Proxy).checkLoop,       // has been here before 508
 		(*Proxy).checkRates,      // by address 429; global 503
 		(*Proxy).checkRoom,       // by address 429; in total 503
 		(*Proxy).authenticate,    // no good token 401; not enough 403; two 400; too many failures 429; nobody could tell 503

@@ -32,6 +32,7 @@ const (
 	Version             Reason = "version"
 	Handshake           Reason = "handshake"
 	Origin              Reason = "origin"
+	Loop                Reason = "loop"
 	RateAddress         Reason = "rate_address"
 	AuthFailures        Reason = "auth_failures"
 	RateGlobal          Reason = "rate_global"
@@ -73,6 +74,7 @@ var answers = map[Reason]struct {
 	Version:             {426, "only WebSocket version 13 is served here"},
 	Handshake:           {400, "malformed WebSocket handshake"},
 	Origin:              {403, "this origin is not allowed"},
+	Loop:                {508, "this request goes around in a loop"},
 	RateAddress:         {429, "too many connection attempts from your address"},
 	AuthFailures:        {429, "too many failed authentications from your address"},
 	RateGlobal:          {503, "too many connection attempts"},

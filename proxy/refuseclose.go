@@ -76,7 +76,7 @@ func (no *refusal) closeCode() int {
 		return frame.CodeGoingAway
 	case status == 0:
 		return 0
-	case no.reason == UpstreamHandshake, no.reason == Internal:
+	case no.reason == UpstreamHandshake, no.reason == Internal, no.reason == Loop:
 		return frame.CodeInternal // to try again will not help
 	case status == http.StatusTooManyRequests, status >= 500:
 		return frame.CodeTryAgain
