@@ -66,6 +66,8 @@ var hostileRequests = []struct {
 	{"fragment behind the query", swapped("token=good", "token=good#b"), 400, PathSuspicious},
 	{"CONNECT to an authority", swapped("GET /?token=good", "CONNECT gate.example:443"), 400, PathSuspicious},
 	{"asterisk", swapped("GET /?token=good", "GET *"), 400, PathSuspicious},
+	{"own path, escaped", handshake("/%2eportcullis/ticket?token=good"), 404, Path},
+	{"own path in capitals", handshake("/.PORTCULLIS/ticket?token=good"), 404, Path},
 	{"TRACE", swapped("GET", "TRACE"), 405, Method},
 	{"HTTP/0.9", "GET /?token=good\r\n\r\n", 400, Malformed},
 	{"HTTP/1.2", swapped("HTTP/1.1", "HTTP/1.2"), 400, Handshake},
@@ -176,6 +178,9 @@ var oddRequests = []struct {
 	header []string // what the upstream gets beside what arrived checks
 }{
 	{"plain", with(), "/", nil},
+	{"length 0", with("Content-Length: 0"), "/", nil},
+	{"absolute target", swapped("GET /", "GET http://gate.example/a"), "/a", nil},
+	{"absolute target beside another Host", strings.NewReplacer("GET /", "GET http://gate.example/", "Host: gate.example", "Host: evil.example").Replace(with()), "/", nil},
 	{"Expect", with("Expect: 100-continue"), "/", nil},
 	{"TE and Trailer", with("TE: trailers", "Trailer: X"), "/", nil},
 	{"lines that end in LF alone", strings.ReplaceAll(with("X-A: a"), "\r\n", "\n"), "/", []string{"X-A: a"}},
@@ -254,11 +259,12 @@ var spoofs = []struct {
 		"X-Forwarded-For: 6.6.6.6", "X_Forwarded_For: 6.6.6.6", "X-Forwarded.For: 6.6.6.6", "X-Forwarded-For: 6.6.6.6\r\nConnection: X-Forwarded-For",
 		"X-Real-IP: 6.6.6.6", "X_Real_IP: 6.6.6.6", "Forwarded: for=6.6.6.6", "X-Forwarded: 6.6.6.6", "CF-Connecting-IP: 6.6.6.6",
 		"True-Client-IP: 6.6.6.6", "X-Client-IP: 6.6.6.6", "X-Cluster-Client-IP: 6.6.6.6", "Fastly-Client-IP: 6.6.6.6", "Client-IP: 6.6.6.6",
-		"X-ProxyUser-Ip: 6.6.6.6", "X-Envoy-External-Address: 6.6.6.6",
+		"X-ProxyUser-Ip: 6.6.6.6", "X-Envoy-External-Address: 6.6.6.6", "X-Original-Forwarded-For: 6.6.6.6", "Forwarded-For: 6.6.6.6",
+		"X-Remote-IP: 6.6.6.6", "X-Remote-Addr: 6.6.6.6", "X-Azure-ClientIP: 6.6.6.6", "X-AppEngine-User-IP: 6.6.6.6", "DO-Connecting-IP: 6.6.6.6",
 	}},
 	{"by which way", []string{
 		"X-Forwarded-Proto: https", "X-Forwarded-Host: evil", "X-Forwarded-Port: 1", "X-Forwarded-Scheme: https", "X-Forwarded-Prefix: /a",
-		"X-Forwarded-Server: a", "X-Forwarded-User: root", "X-Forwarded-Email: root", "X-Forwarded-Anything: a", "Proxy: http://evil",
+		"Front-End-Https: on", "X-Forwarded-Server: a", "X-Forwarded-User: root", "X-Forwarded-Email: root", "X-Forwarded-Anything: a", "Proxy: http://evil",
 	}},
 	{"to where", []string{
 		"X-Original-URL: /admin", "X-Original-URI: /admin", "X-Rewrite-URL: /admin", "X_Original_URL: /admin", "X-Original-Method: POST",
@@ -266,6 +272,11 @@ var spoofs = []struct {
 	}},
 	{"with which token", []string{"Authorization: Bearer wonder", "authorization: bearer wonder"}},
 	{"in which handshake", []string{"Sec-WebSocket-Accept: x", "Sec_WebSocket_Key: x", "Sec_WebSocket_Protocol: x", "Sec-WebSocket_Extensions: x"}},
+	{"of which session", []string{"Portcullis-Session: abc", "Portcullis_Session: abc"}},
+	{"of which length", []string{"Content_Length: 5", "Content.Length: 5", "Transfer_Encoding: chunked", "Transfer.Encoding: chunked"}},
+	{"to the next hop alone, in folded spelling", []string{
+		"Keep_Alive: 1", "Proxy_Connection: keep-alive", "Proxy_Authorization: Basic x", "HTTP2_Settings: AAA",
+	}},
 	{"to the next hop alone", []string{
 		"Keep-Alive: 1", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic x", "HTTP2-Settings: AAA", "TE: trailers", "Trailer: x",
 		"Connection: x-b\r\nX-B: 1", "X-B: 1\r\nConnection: close,X-B ,", "Expect: 100-continue",
@@ -304,6 +315,7 @@ func arrived(t *testing.T, r *http.Request, subject string) http.Header {
 		always["X-Auth-Subject"] = subject
 	}
 	rest := maps.Clone(r.Header)
+	delete(rest, "Portcullis-Via") // tells gates in a row apart; its value is random
 	for name, want := range always {
 		if got := rest[name]; len(got) != 1 || got[0] != want {
 			t.Errorf("%s: got %q, want %s once", name, got, strconv.Quote(want))
