@@ -270,7 +270,9 @@ func newUpgrade(w http.ResponseWriter, r *http.Request) *upgrade {
 // ServeHTTP refuses the request or turns it into a session. Cheap checks come before costly ones, and nothing is dialled
 // before everything else has said yes.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	reached(r)
+	if !reached(r) {
+		panic(http.ErrAbortHandler) // its connection was closed to make room
+	}
 	// One request a connection. Were a proxy in front to take a refused upgrade for accepted, it would tunnel whatever its client
 	// sends next, which would be the requests of a trusted proxy here (0ang3el/websocket-smuggle).
 	w.Header().Set("Connection", "close")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"portcullis/proxy/frame"
 	"portcullis/proxy/header"
+	"portcullis/proxy/relay"
 )
 
 // maxRefused bounds the sockets that are open only to be told no: each may take CLOSE_TIMEOUT to go. Clients beyond it get
@@ -63,7 +65,18 @@ func (p *Proxy) dismiss(u *upgrade, no *refusal) {
 		half.CloseWrite()
 	}
 	defer context.AfterFunc(p.base, func() { conn.SetReadDeadline(time.Unix(1, 0)) })() // Cut does not wait
-	io.Copy(io.Discard, conn)
+	discard(conn)
+}
+
+// discard reads what a client that was told to go still sends, to its end or its deadline: relay.Linger at once, and as much in
+// each second after that, for to read all that a flooding client sends would cost as much as relaying it.
+func discard(conn net.Conn) {
+	for pause := time.NewTicker(time.Second); ; <-pause.C {
+		if n, err := io.CopyN(io.Discard, conn, relay.Linger); n < relay.Linger || err != nil {
+			pause.Stop()
+			return
+		}
+	}
 }
 
 // closeCode is what a no comes to where the client has its 101 already. 0: no Close frame, for nobody is there.

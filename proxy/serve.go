@@ -210,13 +210,23 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 // markedConn knows whether a request on it has not reached our handler. What net/http refuses itself it answers without
-// telling anyone; all that shows is a connection that became active, and closed without the handler having run.
+// telling anyone; all that shows is a connection that became active, was written to, and closed without the handler having run.
 type markedConn struct {
 	*net.TCPConn
-	asking  bool // only the connection's goroutine in net/http touches it, until the connection is hijacked
-	waiting *waiting
-	place   *list.Element // in waiting, and guarded by its mutex; nil: it is not there any more
-	closed  bool          // guarded by waiting's mutex
+	// Only the connection's goroutine in net/http touches these, until the connection is hijacked.
+	asking   bool // a request has begun, and has not reached our handler
+	answered bool // net/http has answered it
+	waiting  *waiting
+	place    *list.Element // in waiting, and guarded by its mutex; nil: it is not there any more
+	closed   bool          // guarded by waiting's mutex
+}
+
+// maxAlert is the size of a TLS alert at most, with its record's header, nonce and tag: what is written as a connection closes.
+const maxAlert = 64
+
+func (m *markedConn) Write(b []byte) (int, error) {
+	m.answered = m.answered || m.asking && len(b) > maxAlert // net/http's shortest answer has 103 bytes
+	return m.TCPConn.Write(b)
 }
 
 func (m *markedConn) Close() error {
@@ -243,12 +253,15 @@ func unmarked(c net.Conn) net.Conn {
 	return c
 }
 
-// reached notes that r is not net/http's to refuse any more.
-func reached(r *http.Request) {
-	if m, _ := r.Context().Value(connKey{}).(*markedConn); m != nil {
-		m.asking = false
-		m.waiting.remove(m, false)
+// reached notes that r is not net/http's to refuse any more, nor its connection to be evicted. It reports false if that has
+// happened already.
+func reached(r *http.Request) bool {
+	m, _ := r.Context().Value(connKey{}).(*markedConn)
+	if m == nil {
+		return true
 	}
+	m.asking = false
+	return m.waiting.remove(m, false)
 }
 
 // connState counts and logs the requests that net/http refused.
@@ -258,7 +271,7 @@ func (p *Proxy) connState(c net.Conn, state http.ConnState) {
 	case m == nil:
 	case state == http.StateActive:
 		m.asking = true
-	case state == http.StateClosed && m.asking && !p.isClosing():
+	case state == http.StateClosed && m.asking && m.answered && !p.isClosing():
 		peer := clientip.ParsePeer(c.RemoteAddr().String())
 		p.count(Malformed, slog.String("client", peer.Addr().Unmap().String()))
 	}

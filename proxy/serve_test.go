@@ -56,25 +56,46 @@ func TestMalformedRequestsAreCounted(t *testing.T) {
 // TestWhatCountsAsMalformed goes through what net/http tells of a connection.
 func TestWhatCountsAsMalformed(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, nil)
-	const handled http.ConnState = -1 // our handler ran
+	const (
+		handled http.ConnState = -1 - iota // our handler ran
+		written                            // net/http wrote an answer
+		alerted                            // crypto/tls wrote that it closes
+	)
+	elsewhere, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
 	for _, tt := range []struct {
 		name   string
 		states []http.ConnState
 		want   float64
 	}{
 		{"silent", []http.ConnState{http.StateNew, http.StateClosed}, 0},
-		{"refused by net/http", []http.ConnState{http.StateNew, http.StateActive, http.StateClosed}, 1},
+		{"refused by net/http", []http.ConnState{http.StateNew, http.StateActive, written, http.StateClosed}, 1},
+		{"gone or evicted within its header", []http.ConnState{http.StateNew, http.StateActive, http.StateClosed}, 0},
+		{"the same with TLS", []http.ConnState{http.StateNew, http.StateActive, alerted, http.StateClosed}, 0},
 		{"answered", []http.ConnState{http.StateNew, http.StateActive, handled, http.StateClosed}, 0},
 		{"upgraded", []http.ConnState{http.StateNew, http.StateActive, handled, http.StateHijacked}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := g.refused(t, Malformed)
-			conn := g.waiting.add(g.dial(t).(*net.TCPConn))
+			tcp, err := net.Dial("tcp", elsewhere.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tcp.Close()
+			conn := g.waiting.add(tcp.(*net.TCPConn))
 			r := (&http.Request{}).WithContext(g.server.ConnContext(t.Context(), conn))
 			for _, state := range tt.states {
-				if state == handled {
+				switch state {
+				case handled:
 					reached(r)
-				} else {
+				case written:
+					io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request")
+				case alerted:
+					conn.Write(make([]byte, 31)) // RFC 5246 section 7.2, sealed by AES-GCM
+				default:
 					g.connState(conn, state)
 				}
 			}

@@ -52,26 +52,30 @@ func (w *waiting) put(m *markedConn) {
 		return
 	}
 	m.place = w.conns.PushBack(m)
-	var oldest *markedConn
-	if w.conns.Len() > w.most {
-		oldest = w.conns.Front().Value.(*markedConn)
+	full := w.conns.Len() > w.most
+	if full {
+		oldest := w.conns.Remove(w.conns.Front()).(*markedConn)
+		oldest.place, oldest.closed = nil, true
+		oldest.TCPConn.Close() // under mu: once it is free, the request on it may reach the handler, which finds it closed
 	}
 	w.mu.Unlock()
-	if oldest != nil {
-		oldest.Close()
+	if full {
 		w.tell.Do(func() {
 			w.log.Warn("too many connections that ask nothing: the oldest are closed", "most", w.most)
 		})
 	}
 }
 
-// remove lets go of a connection, for good if it is closed. A second call changes nothing.
-func (w *waiting) remove(m *markedConn, closed bool) {
+// remove lets go of a connection, for good if it is to be closed. It reports whether it was open until now. A second call
+// changes nothing.
+func (w *waiting) remove(m *markedConn, closed bool) (open bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	open = !m.closed
 	m.closed = m.closed || closed
 	if m.place != nil {
 		w.conns.Remove(m.place)
 		m.place = nil
 	}
+	return open
 }

@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"net"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -94,4 +96,27 @@ func TestRefusedConnectionsMakeRoom(t *testing.T) {
 	}
 	g.awaitWaiting(t, most)
 	g.awaitWaiting(t, 0) // net/http lingers for a second and a half
+}
+
+// A connection is evicted or its request is answered, never both.
+func TestEvictedConnectionIsNotAnswered(t *testing.T) {
+	g := newCrowdedGate(t, 1)
+	request := func() (*markedConn, *http.Request) {
+		m := g.waiting.add(g.dial(t).(*net.TCPConn))
+		return m, (&http.Request{}).WithContext(g.server.ConnContext(t.Context(), m))
+	}
+	first, late := request()
+	_, next := request() // for which the first makes room
+	if _, err := first.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the oldest is open: %v", err)
+	}
+	if reached(late) {
+		t.Error("the request of an evicted connection goes on")
+	}
+	if !reached(next) {
+		t.Error("the request of another does not")
+	}
+	if _, third := request(); !reached(third) {
+		t.Error("a request that is being answered was taken for one that waits")
+	}
 }

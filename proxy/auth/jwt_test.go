@@ -236,12 +236,18 @@ func TestNewJWTRefuses(t *testing.T) {
 		{"any audience beside one", func(c *Config) { c.JWTSecret, c.Audience = hmacSecret, []string{"chat", "*"} }, []string{`AUTH_AUDIENCE: "chat,*" mixes`}},
 		{"an issuer that is no URL", func(c *Config) { c.Issuer, c.Audience = "issuer", []string{"*"} }, []string{`AUTH_ISSUER: "issuer" is not an http`}},
 		{"a key URL that is none", func(c *Config) { c.JWKSURL, c.Audience = "issuer", []string{"*"} }, []string{`AUTH_JWKS_URL: "issuer" is not an http`}},
-		{"an issuer's document for the issuer", func(c *Config) { c.Issuer, c.Audience = "https://a.example/x/.well-known/openid-configuration", []string{"*"} },
+		{"an issuer's document for the issuer", func(c *Config) {
+			c.Issuer, c.Audience = "https://a.example/x/.well-known/openid-configuration", []string{"*"}
+		},
 			[]string{`AUTH_ISSUER: "https://a.example/x/.well-known/openid-configuration" is where the issuer's document is`}},
-		{"the same beside a secret", func(c *Config) { c.JWTSecret, c.Issuer = hmacSecret, "https://a.example/.well-known/openid-configuration/" },
+		{"the same beside a secret", func(c *Config) {
+			c.JWTSecret, c.Issuer = hmacSecret, "https://a.example/.well-known/openid-configuration/"
+		},
 			[]string{`AUTH_ISSUER: "https://a.example/.well-known/openid-configuration/" is where`}},
 		{"a public key for a secret", func(c *Config) { c.JWTSecret = string(must(os.ReadFile(rsaFile))) }, []string{`AUTH_JWT_SECRET: "***" is a PEM text`}},
-		{"TLS for keys without it", func(c *Config) { c.JWKSURL, c.Audience, c.CertFile, c.KeyFile = "http://a.example", []string{"*"}, "a", "b" },
+		{"TLS for keys without it", func(c *Config) {
+			c.JWKSURL, c.Audience, c.CertFile, c.KeyFile = "http://a.example", []string{"*"}, "a", "b"
+		},
 			[]string{`AUTH_CERT_FILE: "a" cannot be used`, `AUTH_CERT_FILE: "a" has no effect without TLS`, `AUTH_KEY_FILE: "b" has no effect without TLS`}},
 		{"a CA without a URL", func(c *Config) { c.JWTSecret, c.CAFile = hmacSecret, rsaFile }, []string{`AUTH_CA_FILE: `}},
 		{"a CA file without one", func(c *Config) { c.JWKSURL, c.Audience, c.CAFile = "https://a.example", []string{"*"}, rsaFile },

@@ -323,7 +323,7 @@ func TestKeysOverTime(t *testing.T) {
 		time.Sleep(refreshInterval + time.Second)
 		check("two", nil)              // stale
 		check("three", errUnavailable) // nobody could tell
-		wantReady(t, keys, "")            // for those with a key that is known
+		wantReady(t, keys, "")         // for those with a key that is known
 		server.answer(200, one)
 		time.Sleep(refreshInterval)
 		check("one", nil) // found without being asked for

@@ -62,7 +62,7 @@ type Lease struct {
 
 	// Guarded by the keeper's mu.
 	terms   Terms
-	at      time.Time     // when something is to be done
+	at      time.Time     // when something is to be done, with a monotonic reading
 	grace   time.Time     // by when the first question about the terms has its answer; until then the lack of one ends nothing
 	due     *list.Element // in the keeper's due; nil: not there
 	asking  bool
@@ -78,9 +78,12 @@ type Keeper struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // questions
 
-	mu    sync.Mutex // guards what follows
-	queue queue      // by time
-	due   list.List  // of *Lease that are to be asked about as soon as the pace allows, in the order of their time
+	began time.Time // with both clocks
+
+	mu    sync.Mutex    // guards what follows
+	moved time.Duration // by how much the wall clock has been set or the machine has slept since began
+	queue queue         // by time
+	due   list.List     // of *Lease that are to be asked about as soon as the pace allows, in the order of their time
 	timer *time.Timer
 	shut  bool
 }
@@ -90,15 +93,17 @@ const (
 	retry = time.Second
 	// pause is how long the pace is given to allow more questions.
 	pause = time.Second / 10
-	// glance is how often the clock is looked at at least: it may be set, or the machine may have slept, and a credential
-	// runs out by the clock on the wall.
+	// glance is how often the wall clock is looked at at least: it may be set, or the machine may have slept, and a credential
+	// runs out by that clock.
 	glance = 10 * time.Second
+	// step is by how much it must have moved against the monotonic clock to matter: NTP slews by less than 1 ms a second.
+	step = time.Second
 )
 
 // New returns a Keeper without leases.
 func New(c Config) *Keeper {
 	per := cmp.Or(c.PerSecond, 1000)
-	k := &Keeper{config: c, pace: rate.NewLimiter(rate.Limit(per), max(per/10, 1))}
+	k := &Keeper{config: c, pace: rate.NewLimiter(rate.Limit(per), max(per/10, 1)), began: time.Now()}
 	k.context, k.cancel = context.WithCancel(context.Background())
 	k.timer = time.AfterFunc(time.Hour, k.wake)
 	k.timer.Stop()
@@ -179,11 +184,34 @@ func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {
 }
 
 func (k *Keeper) schedule(l *Lease, at time.Time) {
-	l.at = at
+	now := time.Now()
+	l.at = steady(at, now)
 	heap.Push(&k.queue, l)
 	if l.index == 0 {
-		k.rearm(time.Now())
+		k.rearm(now)
 	}
+}
+
+// steady is t by the monotonic clock. A time of a credential has only the wall clock's, and two times of which one has both are
+// in no fixed order once the wall clock is set. What an answer promises from now on counts by the monotonic clock, lest a
+// clock that is put back make it hold for longer.
+func steady(t, now time.Time) time.Time { return now.Add(t.Sub(now)) }
+
+// followClock moves the leases whose credential, by a wall clock that has been set, ends sooner than it was scheduled.
+func (k *Keeper) followClock(now time.Time) {
+	moved := now.Round(0).Sub(k.began.Round(0)) - now.Sub(k.began)
+	if (moved - k.moved).Abs() < step {
+		return
+	}
+	k.moved = moved
+	for _, l := range k.queue {
+		if limit, _ := k.config.limit(l.terms, l.grace); !limit.IsZero() {
+			if at := steady(limit, now); at.Before(l.at) {
+				l.at = at
+			}
+		}
+	}
+	heap.Init(&k.queue)
 }
 
 // rearm has wake run when there is something to do.
@@ -280,6 +308,7 @@ func (k *Keeper) wake() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
+	k.followClock(now)
 	for len(k.queue) > 0 && !k.shut && !k.queue[0].at.After(now) {
 		l := heap.Pop(&k.queue).(*Lease)
 		limit, why := k.config.limit(l.terms, l.grace)
@@ -288,7 +317,7 @@ func (k *Keeper) wake() {
 			k.end(l, why)
 			continue
 		}
-		if !l.asking && l.due == nil {
+		if !l.asking && l.due == nil && !l.terms.Final { // which comes early where the wall clock was put back
 			l.due = k.due.PushBack(l)
 		}
 		if !limit.IsZero() {

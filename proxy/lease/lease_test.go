@@ -343,3 +343,50 @@ func TestDueLeasesWaitInLine(t *testing.T) {
 		}
 	})
 }
+
+// A credential's end has the wall clock's reading alone, an answer's end has both: in the queue all times are of one clock.
+func TestTimesOfOneClock(t *testing.T) { // in no bubble: its times have one reading
+	k := New(Config{Timeout: time.Second})
+	defer k.Close()
+	wall := func(d time.Duration) time.Time { return time.Now().Round(0).Add(d) }
+	for _, terms := range []Terms{
+		{Until: time.Now().Add(time.Hour)},
+		{Expires: wall(time.Hour)},
+		{Until: wall(time.Minute), Expires: wall(time.Minute), Final: true},
+	} {
+		k.Hold(&Lease{End: func(Why) {}}, terms)
+	}
+	for _, l := range k.queue {
+		if l.at == l.at.Round(0) {
+			t.Errorf("%v has no monotonic reading", l.at)
+		}
+	}
+}
+
+// The wall clock may be set: a credential that has ended by it ends its session with the next glance at the clock, and one that has
+// not yet goes on.
+func TestWallClockIsSet(t *testing.T) {
+	for name, by := range map[string]time.Duration{"forward": 2 * time.Hour, "back": -2 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := New(Config{Timeout: time.Second})
+				defer k.Close()
+				began := time.Now()
+				var ended time.Duration // 0: it has not
+				l := &Lease{End: func(Why) { ended = time.Since(began) }}
+				end := began.Round(0).Add(time.Hour)
+				k.Hold(l, Terms{Until: end, Expires: end, Final: true})
+				k.mu.Lock()
+				// The bubble's clock can't be set: so the credential is moved against it, and what the keeper knows of the clock.
+				l.terms.Until, l.terms.Expires = end.Add(-by), end.Add(-by)
+				k.moved -= by
+				k.mu.Unlock()
+				elapse(4 * time.Hour)
+				synctest.Wait()
+				if want := max(time.Hour-by, 0); by > 0 && ended > glance || by < 0 && (ended < want || ended > want+glance) || ended == 0 {
+					t.Errorf("ended after %v, want %v, and %v at most", ended, want, want+glance)
+				}
+			})
+		})
+	}
+}
