@@ -43,28 +43,28 @@ type Config struct {
 	// DrainTimeout bounds the rest of Drain: sessions are told to go over its first half, and cut at its end. Zero is refused.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s"`
 	// TLSCertFile and TLSKeyFile are PEM files, read again when they change. Both empty: no TLS.
-	TLSCertFile string `env:"TLS_CERT_FILE"`
-	TLSKeyFile  string `env:"TLS_KEY_FILE"`
+	TLSCertFile string `env:"TLS_CERT_FILE" guard:"true"`
+	TLSKeyFile  string `env:"TLS_KEY_FILE" guard:"true"`
 
 	ClientIP clientip.Config
 	Origin   origin.Config
 	Limits   ratelimit.Config
-	Auth     auth.Config
+	Auth     auth.Config `guard:"true"`
 	Upstream upstream.Config
 	Relay    relay.Config
 
 	// FirstMessage accepts the handshake of a client that shows no token, which then must send it as its first text message.
 	// The upstream is not asked before the token is verified, so it sees neither that message nor a choice of its own:
 	// subprotocol and extensions are settled, and the headers of its 101 have nobody to go to.
-	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false"`
+	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false" guard:"true"`
 	// FirstMessageFormat is raw, where that message is the token, or a JSON pointer (RFC 6901) to the string in it that is,
 	// such as /token. Empty: raw.
-	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw"`
+	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
 	// FirstMessageTimeout is for the whole of that message to arrive. Zero is refused.
-	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s"`
+	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
 	// FirstMessageMax is how many sockets may be open that are not sessions yet, those on their way out included; further
 	// clients without a token get 503. Zero is refused.
-	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000"`
+	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
 	// RefuseWithClose tells a no, after a handshake that was right and from an allowed origin, by a Close frame on a socket
 	// that is opened for it: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
@@ -77,9 +77,9 @@ type Config struct {
 	// Tickets answers POST /.portcullis/ticket: a ticket for the token in Authorization, which opens one session as ?ticket=.
 	Tickets bool `env:"TICKETS" envDefault:"false"`
 	// TicketTTL is how long a ticket can be used. Zero is refused.
-	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s"`
+	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s" needs:"TICKETS"`
 	// TicketBindIP has a ticket used by the address alone that it was issued to; an IPv6 /64 is one.
-	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true"`
+	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS"`
 
 	// TokenEndpoint answers /token, unless Paths serve that path: 400 for a token that is not accepted. It is held to the
 	// limits of an upgrade. Nil: none.

@@ -9,37 +9,37 @@ import (
 // the defaults stand in the tags.
 type Config struct {
 	// Upgrades limits upgrade requests of all clients together. Empty: no limit.
-	Upgrades Rate `env:"RATE_UPGRADES"`
+	Upgrades Rate `env:"RATE_UPGRADES" empty:"no limit" guard:"true"`
 	// UpgradesBurst is how many may come at once. 0: the rate's number.
-	UpgradesBurst int `env:"RATE_UPGRADES_BURST"`
+	UpgradesBurst int `env:"RATE_UPGRADES_BURST" guard:"true"`
 
 	// UpgradesPerIP limits upgrade requests of one address: an IPv4 address or
 	// an IPv6 /64. 0: no limit.
-	UpgradesPerIP Rate `env:"RATE_UPGRADES_PER_IP" envDefault:"20/s"`
+	UpgradesPerIP Rate `env:"RATE_UPGRADES_PER_IP" envDefault:"20/s" empty:"no limit" guard:"true"`
 	// UpgradesPerIPBurst is how many may come at once. 0: the rate's number.
-	UpgradesPerIPBurst int `env:"RATE_UPGRADES_PER_IP_BURST"`
+	UpgradesPerIPBurst int `env:"RATE_UPGRADES_PER_IP_BURST" guard:"true"`
 
 	// UpgradesPerSubject limits authenticated upgrades of one subject, from
 	// whatever address. Empty: no limit.
-	UpgradesPerSubject Rate `env:"RATE_UPGRADES_PER_SUBJECT"`
+	UpgradesPerSubject Rate `env:"RATE_UPGRADES_PER_SUBJECT" empty:"no limit" guard:"true"`
 	// UpgradesPerSubjectBurst is how many may come at once. 0: the rate's number.
-	UpgradesPerSubjectBurst int `env:"RATE_UPGRADES_PER_SUBJECT_BURST"`
+	UpgradesPerSubjectBurst int `env:"RATE_UPGRADES_PER_SUBJECT_BURST" guard:"true"`
 
 	// AuthFailuresPerIP limits refused credentials of one address; once they
 	// are used up its requests are refused without asking the verifier. 0: no
 	// limit.
-	AuthFailuresPerIP Rate `env:"RATE_AUTH_FAILURES_PER_IP" envDefault:"10/m"`
+	AuthFailuresPerIP Rate `env:"RATE_AUTH_FAILURES_PER_IP" envDefault:"10/m" empty:"no limit" guard:"true"`
 	// AuthFailuresPerIPBurst is how many may come at once, and how many of an
 	// address's credentials may be under verification at once. 0: the rate's
 	// number.
-	AuthFailuresPerIPBurst int `env:"RATE_AUTH_FAILURES_PER_IP_BURST"`
+	AuthFailuresPerIPBurst int `env:"RATE_AUTH_FAILURES_PER_IP_BURST" guard:"true"`
 
 	// Sessions caps the open sessions of all clients together. 0: no cap.
-	Sessions int `env:"LIMIT_SESSIONS"`
+	Sessions int `env:"LIMIT_SESSIONS" guard:"true"`
 	// SessionsPerIP caps the open sessions of one address. 0: no cap.
-	SessionsPerIP int `env:"LIMIT_SESSIONS_PER_IP"`
+	SessionsPerIP int `env:"LIMIT_SESSIONS_PER_IP" guard:"true" below:"LIMIT_SESSIONS"`
 	// SessionsPerSubject caps the open sessions of one subject. 0: no cap.
-	SessionsPerSubject int `env:"LIMIT_SESSIONS_PER_SUBJECT"`
+	SessionsPerSubject int `env:"LIMIT_SESSIONS_PER_SUBJECT" guard:"true" below:"LIMIT_SESSIONS"`
 
 	// Messages limits what a client sends in one session. It is held by
 	// the relay, which alone sees messages. Empty: no limit.
@@ -114,4 +114,22 @@ func (c Config) check() error {
 		}
 	}
 	return errors.Join(mistakes...)
+}
+
+// Unreachable names the limits that are never reached, as RATE_UPGRADES is
+// used up before, at the rate and in a burst.
+func (c Config) Unreachable() (names []string) {
+	for _, l := range []struct {
+		name  string
+		rate  Rate
+		burst int
+	}{
+		{"RATE_UPGRADES_PER_IP", c.UpgradesPerIP, c.UpgradesPerIPBurst},
+		{"RATE_UPGRADES_PER_SUBJECT", c.UpgradesPerSubject, c.UpgradesPerSubjectBurst},
+	} {
+		if c.Upgrades.N > 0 && l.rate.N > 0 && l.rate.limit() > c.Upgrades.limit() && l.rate.burst(l.burst) >= c.Upgrades.burst(c.UpgradesBurst) {
+			names = append(names, l.name)
+		}
+	}
+	return names
 }

@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,5 +101,30 @@ func TestPerSession(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	second := func(n int) Rate { return Rate{N: n, Per: time.Second} }
+	for _, tt := range []struct {
+		name string
+		c    Config
+		want []string
+	}{
+		{"nothing set", Config{}, nil},
+		{"no rate of all", Config{UpgradesPerIP: second(20), UpgradesPerSubject: second(20)}, nil},
+		{"below", Config{Upgrades: second(10), UpgradesPerIP: second(9)}, nil},
+		{"the same in another unit", Config{Upgrades: second(1), UpgradesPerIP: Rate{60, time.Minute}, UpgradesPerSubject: Rate{3600, time.Hour}}, nil},
+		{"above", Config{Upgrades: second(10), UpgradesPerIP: second(11), UpgradesPerSubject: second(10)}, []string{"RATE_UPGRADES_PER_IP"}},
+		{"both", Config{Upgrades: Rate{10, time.Hour}, UpgradesPerIP: second(11), UpgradesPerSubject: Rate{11, time.Hour}},
+			[]string{"RATE_UPGRADES_PER_IP", "RATE_UPGRADES_PER_SUBJECT"}},
+		{"a smaller burst is reached", Config{Upgrades: second(10), UpgradesBurst: 100, UpgradesPerIP: second(50)}, nil},
+		{"its own smaller burst is reached", Config{Upgrades: second(10), UpgradesPerIP: second(50), UpgradesPerIPBurst: 9}, nil},
+		{"as many at once", Config{Upgrades: second(10), UpgradesBurst: 50, UpgradesPerIP: second(50)}, []string{"RATE_UPGRADES_PER_IP"}},
+		{"the largest", Config{Upgrades: second(maxCount), UpgradesPerIP: second(maxCount)}, nil},
+	} {
+		if got := tt.c.Unreachable(); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }

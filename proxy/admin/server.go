@@ -19,7 +19,7 @@ import (
 // Config says where the operator's listener is.
 type Config struct {
 	// Addr is its host:port. An empty host is every interface, port 0 any free one. Empty: no listener.
-	Addr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:9090"`
+	Addr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:9090" empty:"off"`
 
 	// Ready says why the program is not ready although it serves. It must be quick and hold nothing secret. Nil: it is.
 	Ready func() error `env:"-"`

@@ -72,7 +72,7 @@ type Config struct {
 	// Recheck is how often an open session is asked about again at least, by
 	// whoever holds it, with [Auth.VerifyAgain]. Zero: only when its answer is
 	// about to hold no longer.
-	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward"`
+	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX"`
 	// MaxInflight bounds the calls in flight; further ones wait for up to
 	// Timeout. Zero: the default.
 	MaxInflight int `env:"AUTH_MAX_INFLIGHT" envDefault:"256" modes:"endpoint,introspect,forward"`
@@ -85,7 +85,7 @@ type Config struct {
 	// Forward lists pairs claim:Header: what is known of the client and the
 	// header that tells the upstream. These headers are deleted from every
 	// client request. Empty: nothing is told, nothing is deleted.
-	Forward []string `env:"AUTH_FORWARD" envDefault:"sub:X-Auth-Subject"`
+	Forward []string `env:"AUTH_FORWARD" envDefault:"sub:X-Auth-Subject" empty:"no claim"`
 	// CopyHeaders lists the headers of an answer that go upstream as they are,
 	// and are deleted from every client request. Empty: none.
 	CopyHeaders []string `env:"AUTH_COPY_HEADERS" modes:"forward"`

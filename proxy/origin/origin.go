@@ -32,7 +32,7 @@ type Config struct {
 	//
 	// Beware of "null": browsers send it for pages from files, and for every sandboxed frame or redirect that anyone can
 	// make. Beware of "*." patterns: whoever gets hold of one name below, such as a forgotten one, is let in.
-	Origins []string `env:"ORIGINS"`
+	Origins []string `env:"ORIGINS" guard:"true"`
 }
 
 // List is a compiled allow list. It is immutable and safe for concurrent use. The zero List allows no origin: to

@@ -24,15 +24,15 @@ type Config struct {
 	// goroutines to a session; or "auto", the loop where it can be had.
 	Engine string `env:"RELAY_ENGINE" envDefault:"auto"`
 	// PingInterval is how long either side may be silent before it is pinged.
-	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s"`
+	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s" below:"SESSION_MAX"`
 	// PongTimeout is how long a pinged side may stay silent before it is
 	// given up, counted from when the ping was delivered where the kernel can
 	// tell (Linux). One that hangs while its kernel acknowledges what comes may
 	// get twice as long. It must be positive where PingInterval is.
-	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s"`
+	PongTimeout time.Duration `env:"PONG_TIMEOUT" envDefault:"10s" needs:"PING_INTERVAL"`
 	// IdleTimeout ends a session in which for that long no message has ended,
 	// from either side, and no 4 KiB of one have come; pings and pongs do not count.
-	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"0s"`
+	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"0s" below:"SESSION_MAX"`
 	// SessionMax ends a session that has been open for that long.
 	SessionMax time.Duration `env:"SESSION_MAX" envDefault:"0s"`
 	// CloseTimeout is how long a side is waited for at the end: for a frame
@@ -46,7 +46,7 @@ type Config struct {
 	// LimitAction is what becomes of a client that sends more than the rates
 	// below: "close", with 1008; or "throttle": it is read more slowly, and
 	// nothing is lost.
-	LimitAction string `env:"MESSAGE_LIMIT_ACTION" envDefault:"close"`
+	LimitAction string `env:"MESSAGE_LIMIT_ACTION" envDefault:"close" needs:"MESSAGE_RATE|MESSAGE_BYTE_RATE"`
 
 	// MessageRate is how many messages a client may send per second, in
 	// bursts of MessageBurst, which must then be positive; control frames and continuation
