@@ -35,7 +35,7 @@ const (
 // Config is what the bundled backend can be told.
 type Config struct {
 	// Token is the one that the token endpoint accepts: 1 to 8192 visible ASCII characters. Empty is a mistake.
-	Token string `env:"DEMO_TOKEN" envDefault:"token"`
+	Token string `env:"DEMO_TOKEN" envDefault:"token" secret:"true"`
 
 	// OnClose, if not nil, is called at the end of each session with what the client's Close frame said: 1005 for a Close
 	// without a code, 1006 for none at all. Sessions end concurrently.
@@ -48,6 +48,7 @@ type Server struct {
 	http     *http.Server
 	token    http.Handler
 	onClose  func(code int, reason string)
+	noSecret bool           // the accepted token is the default
 	running  sync.WaitGroup // the accept loop and every session, from before its upgrade
 
 	mu       sync.Mutex                   // guards sessions and closing
@@ -68,6 +69,7 @@ func Start(c Config) (*Server, error) {
 		listener: listener,
 		token:    newTokenHandler(c.Token),
 		onClose:  c.OnClose,
+		noSecret: c.Token == "token",
 		sessions: make(map[*websocket.Conn]struct{}),
 	}
 	if s.onClose == nil {
