@@ -275,7 +275,7 @@ func TestDeadlinesEndWithTheHandshake(t *testing.T) {
 			io.Copy(io.Discard, there)
 		}()
 		if no := (&upgrade{hijacked: here}).write([]byte("101")); no != nil {
-			t.Fatal(no.err)
+			t.Fatal(no.Err)
 		}
 		if n, err := io.ReadFull(here, make([]byte, 4)); err != nil {
 			t.Errorf("read after a day: got %d bytes, %v", n, err)

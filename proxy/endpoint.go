@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"portcullis/proxy/auth"
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -43,7 +44,7 @@ func checkExchanges(c *Config, note func(format string, a ...any)) {
 }
 
 // endpoint is what answers a request for one of the gate's own paths; nil for all others.
-func (p *Proxy) endpoint(u *upgrade) func(*Proxy, *upgrade) *refusal {
+func (p *Proxy) endpoint(u *upgrade) func(*Proxy, *upgrade) *refusal.Refusal {
 	switch {
 	case u.path == sessionPath && p.renewals != nil:
 		return (*Proxy).renew
@@ -55,8 +56,8 @@ func (p *Proxy) endpoint(u *upgrade) func(*Proxy, *upgrade) *refusal {
 
 // serveEndpoint takes a request to one of the gate's own endpoints through the steps that an upgrade takes there. What it
 // carries is in its headers; a body is not read.
-func (p *Proxy) serveEndpoint(u *upgrade, act func(*Proxy, *upgrade) *refusal) {
-	steps := []func(*Proxy, *upgrade) *refusal{
+func (p *Proxy) serveEndpoint(u *upgrade, act func(*Proxy, *upgrade) *refusal.Refusal) {
+	steps := []func(*Proxy, *upgrade) *refusal.Refusal{
 		(*Proxy).findClient,
 		(*Proxy).checkOrigin,
 		(*Proxy).shareWithOrigin,
@@ -77,7 +78,7 @@ func (p *Proxy) serveEndpoint(u *upgrade, act func(*Proxy, *upgrade) *refusal) {
 }
 
 // shareWithOrigin lets the page that asks read the answer (CORS). That it may send cookies is not said: none are read.
-func (p *Proxy) shareWithOrigin(u *upgrade) *refusal {
+func (p *Proxy) shareWithOrigin(u *upgrade) *refusal.Refusal {
 	h := u.w.Header()
 	h["Vary"] = []string{"Origin"}
 	if origin := u.r.Header["Origin"]; len(origin) == 1 {
@@ -87,15 +88,15 @@ func (p *Proxy) shareWithOrigin(u *upgrade) *refusal {
 	return nil
 }
 
-func (p *Proxy) checkPost(u *upgrade) *refusal {
+func (p *Proxy) checkPost(u *upgrade) *refusal.Refusal {
 	if u.r.Method == http.MethodPost {
 		return nil
 	}
-	return &refusal{reason: Method, text: "the method is not allowed; want POST, with the token in Authorization: Bearer", header: http.Header{"Allow": {"POST, OPTIONS"}}}
+	return &refusal.Refusal{Reason: refusal.Method, Text: "the method is not allowed; want POST, with the token in Authorization: Bearer", Header: http.Header{"Allow": {"POST, OPTIONS"}}}
 }
 
 // answerPreflight tells a browser that its page may ask what it is about to ask.
-func answerPreflight(_ *Proxy, u *upgrade) *refusal {
+func answerPreflight(_ *Proxy, u *upgrade) *refusal.Refusal {
 	h := u.w.Header()
 	h["Access-Control-Allow-Methods"] = []string{"POST"}
 	h["Access-Control-Allow-Headers"] = []string{"Authorization, Content-Type, " + sessionHeader}
@@ -107,10 +108,10 @@ func answerPreflight(_ *Proxy, u *upgrade) *refusal {
 
 // tryBearer verifies the token in the Authorization header as authenticate does that of an upgrade, and then has act make
 // something of it. A no to the credential is charged to the address, whichever of the two says it.
-func (p *Proxy) tryBearer(u *upgrade, act func() *refusal) *refusal {
+func (p *Proxy) tryBearer(u *upgrade, act func() *refusal.Refusal) *refusal.Refusal {
 	credential, err := auth.Bearer(u.r)
 	if errors.Is(err, auth.ErrMissing) {
-		return &refusal{reason: TokenMissing, header: challenge("")}
+		return &refusal.Refusal{Reason: refusal.TokenMissing, Header: challenge("")}
 	}
 	attempt, no := p.attempt(u)
 	if no != nil {
@@ -131,8 +132,8 @@ func (p *Proxy) tryBearer(u *upgrade, act func() *refusal) *refusal {
 }
 
 // charge charges an attempt for a no to its credential, and returns that no.
-func charge(attempt *ratelimit.Attempt, no *refusal) *refusal {
-	if no != nil && no.reason.aboutCredential() {
+func charge(attempt *ratelimit.Attempt, no *refusal.Refusal) *refusal.Refusal {
+	if no != nil && no.Reason.ChargesFailure() {
 		attempt.Charge()
 	}
 	return no

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -27,30 +28,30 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 			edit    func(*Config)
 			before  string // what is asked first; "" nothing
 			raw     string
-			reason  Reason
+			reason  refusal.Reason
 			foreign bool // the page may not read the answer
 		}{
-			{"no token", nil, "", request("POST "+path+" HTTP/1.1", "Host: a", ours), TokenMissing, false},
-			{"a token in the query", nil, "", request("POST "+path+"?token=good HTTP/1.1", "Host: a", ours), TokenMissing, false},
-			{"bad token", nil, "", post(path, "bad", ours), TokenRefused, false},
-			{"nobody can tell", nil, "", post(path, "down", ours), AuthUnavailable, false},
-			{"of a foreign page", nil, "", post(path, "good", "Origin: https://evil.example"), Origin, true},
-			{"of two pages", nil, "", post(path, "good", ours, "Origin: https://evil.example"), Origin, true},
+			{"no token", nil, "", request("POST "+path+" HTTP/1.1", "Host: a", ours), refusal.TokenMissing, false},
+			{"a token in the query", nil, "", request("POST "+path+"?token=good HTTP/1.1", "Host: a", ours), refusal.TokenMissing, false},
+			{"bad token", nil, "", post(path, "bad", ours), refusal.TokenRefused, false},
+			{"nobody can tell", nil, "", post(path, "down", ours), refusal.AuthUnavailable, false},
+			{"of a foreign page", nil, "", post(path, "good", "Origin: https://evil.example"), refusal.Origin, true},
+			{"of two pages", nil, "", post(path, "good", ours, "Origin: https://evil.example"), refusal.Origin, true},
 			{"asked for by a foreign page", nil, "", request("OPTIONS "+path+" HTTP/1.1", "Host: a", "Origin: https://evil.example",
-				"Access-Control-Request-Method: POST"), Origin, true},
-			{"address's rate", limited(ratelimit.Config{UpgradesPerIP: hour(1)}), good(path), good(path), RateAddress, false},
-			{"global rate", limited(ratelimit.Config{Upgrades: hour(1)}), good(path), good(path), RateGlobal, false},
-			{"guessing", limited(ratelimit.Config{AuthFailuresPerIP: hour(1)}), post(path, "bad", ours), good(path), AuthFailures, false},
+				"Access-Control-Request-Method: POST"), refusal.Origin, true},
+			{"address's rate", limited(ratelimit.Config{UpgradesPerIP: hour(1)}), good(path), good(path), refusal.RateAddress, false},
+			{"global rate", limited(ratelimit.Config{Upgrades: hour(1)}), good(path), good(path), refusal.RateGlobal, false},
+			{"guessing", limited(ratelimit.Config{AuthFailuresPerIP: hour(1)}), post(path, "bad", ours), good(path), refusal.AuthFailures, false},
 			{"guessing here shuts the gate", limited(ratelimit.Config{AuthFailuresPerIP: hour(1)}), post(path, "bad", ours),
-				handshake("/?token=good"), AuthFailures, true},
+				handshake("/?token=good"), refusal.AuthFailures, true},
 			{"guessing at the gate shuts it here", limited(ratelimit.Config{AuthFailuresPerIP: hour(1)}), handshake("/?token=bad"),
-				good(path), AuthFailures, false},
-			{"GET", nil, "", strings.Replace(good(path), "POST", "GET", 1), Method, false},
-			{"PUT", nil, "", strings.Replace(good(path), "POST", "PUT", 1), Method, false},
-			{"below it", nil, "", good(path + "/"), Path, true},
-			{"off", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", good(path), Path, true},
-			{"off, to upgrade", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", handshake(path + "?token=good"), Path, true},
-			{"with every path served", func(c *Config) { c.Paths = []string{"*"} }, "", handshake(path + "?token=good"), Method, false},
+				good(path), refusal.AuthFailures, false},
+			{"GET", nil, "", strings.Replace(good(path), "POST", "GET", 1), refusal.Method, false},
+			{"PUT", nil, "", strings.Replace(good(path), "POST", "PUT", 1), refusal.Method, false},
+			{"below it", nil, "", good(path + "/"), refusal.Path, true},
+			{"off", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", good(path), refusal.Path, true},
+			{"off, to upgrade", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", handshake(path + "?token=good"), refusal.Path, true},
+			{"with every path served", func(c *Config) { c.Paths = []string{"*"} }, "", handshake(path + "?token=good"), refusal.Method, false},
 		} {
 			t.Run(path+"/"+tt.name, func(t *testing.T) {
 				b := newBackend(t, nil)
@@ -65,8 +66,11 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 				}
 				counted := g.refused(t, tt.reason)
 				a := g.send(t, tt.raw)
-				want := answers[tt.reason]
-				if tt.reason == Method {
+				want := struct {
+					status int
+					text   string
+				}{tt.reason.Status(), tt.reason.Text()}
+				if tt.reason == refusal.Method {
 					want.text = "the method is not allowed; want POST"
 				}
 				if a.StatusCode != want.status || !strings.HasPrefix(a.body, want.text) {

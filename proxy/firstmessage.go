@@ -11,6 +11,7 @@ import (
 
 	"portcullis/proxy/auth"
 	"portcullis/proxy/frame"
+	"portcullis/proxy/refusal"
 )
 
 const (
@@ -62,12 +63,12 @@ func newFirstMessage(c *Config) (*firstMessage, error) {
 
 // receiveToken opens the socket of a client that has shown no token, and waits for its first message, which has it. That
 // message is ours; what came behind it is the upstream's. A token that is none by its looks is returned as well.
-func (p *Proxy) receiveToken(u *upgrade) (token string, no *refusal) {
+func (p *Proxy) receiveToken(u *upgrade) (token string, no *refusal.Refusal) {
 	if p.isClosing() {
-		return "", &refusal{reason: Draining}
+		return "", &refusal.Refusal{Reason: refusal.Draining}
 	}
 	if !p.first.places.take() {
-		return "", &refusal{reason: FirstMessageFull}
+		return "", &refusal.Refusal{Reason: refusal.FirstMessageFull}
 	}
 	u.place = p.first.places
 	if no := p.takeOver(u); no != nil {
@@ -80,15 +81,15 @@ func (p *Proxy) receiveToken(u *upgrade) (token string, no *refusal) {
 	token, err := p.first.token.find(message)
 	switch {
 	case err != nil:
-		return "", &refusal{reason: FirstMessage, detail: err.Error()}
+		return "", &refusal.Refusal{Reason: refusal.FirstMessage, Detail: err.Error()}
 	case token == "":
-		return "", &refusal{reason: TokenMissing}
+		return "", &refusal.Refusal{Reason: refusal.TokenMissing}
 	}
 	return token, nil
 }
 
 // readFirst reads the first message, within AUTH_FIRST_MESSAGE_TIMEOUT and until the gate closes.
-func (p *Proxy) readFirst(u *upgrade) ([]byte, *refusal) {
+func (p *Proxy) readFirst(u *upgrade) ([]byte, *refusal.Refusal) {
 	conn := u.hijacked
 	conn.SetDeadline(time.Now().Add(p.first.timeout))
 	late := make(chan struct{})
@@ -131,14 +132,14 @@ func (p *Proxy) readFirst(u *upgrade) ([]byte, *refusal) {
 }
 
 // interrupted is the no to a client whose socket has failed before its token was there.
-func (p *Proxy) interrupted(err error) *refusal {
+func (p *Proxy) interrupted(err error) *refusal.Refusal {
 	switch {
 	case p.accepting.Err() != nil:
-		return &refusal{reason: Draining}
+		return &refusal.Refusal{Reason: refusal.Draining}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &refusal{reason: FirstMessageTimeout}
+		return &refusal.Refusal{Reason: refusal.FirstMessageTimeout}
 	}
-	return &refusal{reason: ClientGone, err: err}
+	return &refusal.Refusal{Reason: refusal.ClientGone, Err: err}
 }
 
 // tokenReader puts the first message of a client together. It does no I/O: like the scanner it is shown what has arrived.
@@ -162,7 +163,7 @@ func newTokenReader(most int64) *tokenReader {
 
 // take takes the frames at the start of b, up to the end of the message, and reports how many bytes they have. What it could
 // not use yet it is to be shown again with more behind it. A refusal is final.
-func (t *tokenReader) take(b []byte) (used int, no *refusal) {
+func (t *tokenReader) take(b []byte) (used int, no *refusal.Refusal) {
 	for !t.done {
 		part, err := t.scanner.Next(b[used:], &t.rules)
 		switch {
@@ -187,7 +188,7 @@ func (t *tokenReader) take(b []byte) (used int, no *refusal) {
 	return used, nil
 }
 
-func (t *tokenReader) control(part frame.Part, wire []byte) *refusal {
+func (t *tokenReader) control(part frame.Part, wire []byte) *refusal.Refusal {
 	if t.controls++; t.controls > maxControls {
 		return unfit(frame.CodePolicy, "too many control frames before it")
 	}
@@ -200,12 +201,12 @@ func (t *tokenReader) control(part frame.Part, wire []byte) *refusal {
 		if err != nil {
 			return unfit(frame.CodeProtocol, err.Error())
 		}
-		return &refusal{reason: ClientGone, code: code}
+		return &refusal.Refusal{Reason: refusal.ClientGone, CloseCode: code}
 	}
 	return nil
 }
 
-func (t *tokenReader) data(part frame.Part, wire []byte) *refusal {
+func (t *tokenReader) data(part frame.Part, wire []byte) *refusal.Refusal {
 	if part.Starts {
 		if part.Header.Opcode == frame.Binary {
 			return unfit(codeUnsupported, "it is not text")
@@ -227,6 +228,6 @@ func (t *tokenReader) data(part frame.Part, wire []byte) *refusal {
 }
 
 // unfit is the no to a first message that cannot be one, or cannot have a token.
-func unfit(code int, detail string) *refusal {
-	return &refusal{reason: FirstMessage, code: code, detail: detail}
+func unfit(code int, detail string) *refusal.Refusal {
+	return &refusal.Refusal{Reason: refusal.FirstMessage, CloseCode: code, Detail: detail}
 }

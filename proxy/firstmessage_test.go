@@ -16,6 +16,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy/frame"
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -247,42 +248,42 @@ func TestFirstMessageRefused(t *testing.T) {
 		send   string
 		code   int
 		text   string // how the Close frame's reason begins
-		reason Reason
+		reason refusal.Reason
 		free   bool // it is not charged
 	}{
-		{"silent", quick, "", 3000, "no token came in time", FirstMessageTimeout, false},
-		{"half a frame", quick, text("good")[:7], 3000, "no token came in time", FirstMessageTimeout, false},
-		{"half a message", quick, masked(false, frame.Text, "good"), 3000, "no token came in time", FirstMessageTimeout, false},
-		{"wrong token", nil, text("bad"), 3000, "the token is not accepted", TokenRefused, false},
-		{"verifier down", nil, text("down"), 1013, "authentication is not available at the moment; retry in ", AuthUnavailable, true},
-		{"empty", nil, text(""), 3000, "the token is malformed: the token is empty", TokenMalformed, false},
-		{"characters that no token has", nil, text("good\r\nX: y"), 3000, "the token is malformed: ", TokenMalformed, false},
-		{"binary", nil, masked(true, frame.Binary, "good"), 1003, unfit + "it is not text", FirstMessage, false},
-		{"not UTF-8", nil, text("\xff"), 1007, unfit + "it is not UTF-8", FirstMessage, false},
-		{"unmasked", nil, served(frame.Text, "good"), 1002, unfit + "frame masked wrongly", FirstMessage, false},
-		{"compressed without an extension", nil, "\xc1\x80\x00\x00\x00\x00", 1002, unfit + "reserved bit", FirstMessage, false},
-		{"continuation of nothing", nil, masked(true, frame.Continuation, "good"), 1002, unfit + "continuation frame", FirstMessage, false},
-		{"reserved opcode", nil, masked(true, 0x3, ""), 1002, unfit + "reserved opcode", FirstMessage, false},
-		{"long ping", nil, masked(true, frame.Ping, strings.Repeat("x", 126)), 1002, unfit + "control frame", FirstMessage, false},
-		{"ping flood before the token", nil, flood + text("good"), 1008, unfit + "too many control frames", FirstMessage, false},
+		{"silent", quick, "", 3000, "no token came in time", refusal.FirstMessageTimeout, false},
+		{"half a frame", quick, text("good")[:7], 3000, "no token came in time", refusal.FirstMessageTimeout, false},
+		{"half a message", quick, masked(false, frame.Text, "good"), 3000, "no token came in time", refusal.FirstMessageTimeout, false},
+		{"wrong token", nil, text("bad"), 3000, "the token is not accepted", refusal.TokenRefused, false},
+		{"verifier down", nil, text("down"), 1013, "authentication is not available at the moment; retry in ", refusal.AuthUnavailable, true},
+		{"empty", nil, text(""), 3000, "the token is malformed: the token is empty", refusal.TokenMalformed, false},
+		{"characters that no token has", nil, text("good\r\nX: y"), 3000, "the token is malformed: ", refusal.TokenMalformed, false},
+		{"binary", nil, masked(true, frame.Binary, "good"), 1003, unfit + "it is not text", refusal.FirstMessage, false},
+		{"not UTF-8", nil, text("\xff"), 1007, unfit + "it is not UTF-8", refusal.FirstMessage, false},
+		{"unmasked", nil, served(frame.Text, "good"), 1002, unfit + "frame masked wrongly", refusal.FirstMessage, false},
+		{"compressed without an extension", nil, "\xc1\x80\x00\x00\x00\x00", 1002, unfit + "reserved bit", refusal.FirstMessage, false},
+		{"continuation of nothing", nil, masked(true, frame.Continuation, "good"), 1002, unfit + "continuation frame", refusal.FirstMessage, false},
+		{"reserved opcode", nil, masked(true, 0x3, ""), 1002, unfit + "reserved opcode", refusal.FirstMessage, false},
+		{"long ping", nil, masked(true, frame.Ping, strings.Repeat("x", 126)), 1002, unfit + "control frame", refusal.FirstMessage, false},
+		{"ping flood before the token", nil, flood + text("good"), 1008, unfit + "too many control frames", refusal.FirstMessage, false},
 		{"endless fragments", nil, masked(false, frame.Text, "") + strings.Repeat(masked(false, frame.Continuation, ""), 8192), 1008,
-			unfit + "too many fragments", FirstMessage, false},
-		{"a length of 2^62 declared", nil, "\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", 1009, unfit + "message exceeds", FirstMessage, false},
-		{"a length of 2^63 declared", nil, "\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", 1002, unfit + "payload length", FirstMessage, false},
+			unfit + "too many fragments", refusal.FirstMessage, false},
+		{"a length of 2^62 declared", nil, "\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", 1009, unfit + "message exceeds", refusal.FirstMessage, false},
+		{"a length of 2^63 declared", nil, "\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", 1002, unfit + "payload length", refusal.FirstMessage, false},
 		{"one byte too long, in fragments", nil, masked(false, frame.Text, strings.Repeat("x", 8192)) + masked(true, frame.Continuation, "x"), 1009,
-			unfit + "message exceeds", FirstMessage, false},
-		{"Close", nil, masked(true, frame.Close, "\x0f\xa0bye"), 4000, "", ClientGone, false},
-		{"Close without a code", nil, masked(true, frame.Close, ""), 1005, "", ClientGone, false},
-		{"malformed Close", nil, masked(true, frame.Close, "\x03\xed"), 1002, unfit + "malformed close frame", FirstMessage, false},
-		{"no JSON", inJSON, text("good"), 1008, unfit + "it is not JSON", FirstMessage, false},
-		{"JSON and more", inJSON, text(`{"token":"good"}{}`), 1008, unfit + "it is not JSON", FirstMessage, false},
-		{"JSON bomb of depth", inJSON, text(strings.Repeat("[", 9000)), 1008, unfit + "it is not JSON", FirstMessage, false},
+			unfit + "message exceeds", refusal.FirstMessage, false},
+		{"Close", nil, masked(true, frame.Close, "\x0f\xa0bye"), 4000, "", refusal.ClientGone, false},
+		{"Close without a code", nil, masked(true, frame.Close, ""), 1005, "", refusal.ClientGone, false},
+		{"malformed Close", nil, masked(true, frame.Close, "\x03\xed"), 1002, unfit + "malformed close frame", refusal.FirstMessage, false},
+		{"no JSON", inJSON, text("good"), 1008, unfit + "it is not JSON", refusal.FirstMessage, false},
+		{"JSON and more", inJSON, text(`{"token":"good"}{}`), 1008, unfit + "it is not JSON", refusal.FirstMessage, false},
+		{"JSON bomb of depth", inJSON, text(strings.Repeat("[", 9000)), 1008, unfit + "it is not JSON", refusal.FirstMessage, false},
 		{"JSON bomb of depth, closed", inJSON, text(`{"x":` + strings.Repeat("[", 4000) + strings.Repeat("]", 4000) + "}"), 3000, "a token is required",
-			TokenMissing, false},
-		{"JSON with the token twice", inJSON, text(`{"token":"good","t\u006fken":"bad"}`), 1008, unfit + "a member occurs twice", FirstMessage, false},
-		{"JSON without the token", inJSON, text(`{"Token":"good"}`), 3000, "a token is required", TokenMissing, false},
-		{"JSON with a number for a token", inJSON, text(`{"token":17}`), 3000, "a token is required", TokenMissing, false},
-		{"JSON beyond its room", inJSON, text(`{"token":"good","x":"` + strings.Repeat("x", 9<<10) + `"}`), 1009, unfit + "message exceeds", FirstMessage, false},
+			refusal.TokenMissing, false},
+		{"JSON with the token twice", inJSON, text(`{"token":"good","t\u006fken":"bad"}`), 1008, unfit + "a member occurs twice", refusal.FirstMessage, false},
+		{"JSON without the token", inJSON, text(`{"Token":"good"}`), 3000, "a token is required", refusal.TokenMissing, false},
+		{"JSON with a number for a token", inJSON, text(`{"token":17}`), 3000, "a token is required", refusal.TokenMissing, false},
+		{"JSON beyond its room", inJSON, text(`{"token":"good","x":"` + strings.Repeat("x", 9<<10) + `"}`), 1009, unfit + "message exceeds", refusal.FirstMessage, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBackend(t, nil)
@@ -332,27 +333,27 @@ func TestFirstMessageThenRefused(t *testing.T) {
 		edit   func(*Config)
 		code   int
 		text   string
-		reason Reason
+		reason refusal.Reason
 	}{
-		{"the upstream's 403", answers("403 Forbidden"), nil, 1011, "the upstream refuses the connection", UpstreamRefused},
-		{"the upstream's redirect", answers("302 Found", "Location: /internal"), nil, 1011, "the upstream refuses the connection", UpstreamRefused},
-		{"the upstream's 503", answers("503 Busy", "Retry-After: 60"), nil, 1013, "the upstream refuses the connection; retry in 60 s", UpstreamRefused},
+		{"the upstream's 403", answers("403 Forbidden"), nil, 1011, "the upstream refuses the connection", refusal.UpstreamRefused},
+		{"the upstream's redirect", answers("302 Found", "Location: /internal"), nil, 1011, "the upstream refuses the connection", refusal.UpstreamRefused},
+		{"the upstream's 503", answers("503 Busy", "Retry-After: 60"), nil, 1013, "the upstream refuses the connection; retry in 60 s", refusal.UpstreamRefused},
 		{"no handshake", func(conn net.Conn, _ *http.Request) { io.WriteString(conn, "SSH-2.0\r\n\r\n") }, nil, 1011,
-			"the upstream's answer is not a WebSocket handshake", UpstreamHandshake},
+			"the upstream's answer is not a WebSocket handshake", refusal.UpstreamHandshake},
 		{"no answer", func(conn net.Conn, _ *http.Request) { io.Copy(io.Discard, conn) },
-			func(c *Config) { c.Upstream.HandshakeTimeout = 50 * time.Millisecond }, 1013, "the upstream does not answer", UpstreamTimeout},
+			func(c *Config) { c.Upstream.HandshakeTimeout = 50 * time.Millisecond }, 1013, "the upstream does not answer", refusal.UpstreamTimeout},
 		{"another subprotocol", func(conn net.Conn, r *http.Request) {
 			io.WriteString(conn, accepted(r)+"Sec-WebSocket-Protocol: other\r\n\r\n")
 			io.Copy(io.Discard, conn)
-		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", UpstreamHandshake},
+		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", refusal.UpstreamHandshake},
 		{"no subprotocol", func(conn net.Conn, r *http.Request) {
 			io.WriteString(conn, accepted(r)+"\r\n")
 			io.Copy(io.Discard, conn)
-		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", UpstreamHandshake},
+		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", refusal.UpstreamHandshake},
 		{"an extension", func(conn net.Conn, r *http.Request) {
 			io.WriteString(conn, accepted(r)+"Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
 			io.Copy(io.Discard, conn)
-		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", UpstreamHandshake},
+		}, nil, 1011, "the upstream's answer is not a WebSocket handshake", refusal.UpstreamHandshake},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBackend(t, tt.script)
@@ -442,7 +443,7 @@ func TestSilentClientsUpToTheCap(t *testing.T) {
 	if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
 		t.Errorf("got %d, want 503 with Retry-After", a.StatusCode)
 	}
-	if got := g.refused(t, FirstMessageFull); got != 1 {
+	if got := g.refused(t, refusal.FirstMessageFull); got != 1 {
 		t.Errorf("counted %v times, want once", got)
 	}
 	echoes(t, g.connect(t, "/?token=good", nil), "with a token there is room")
@@ -482,7 +483,7 @@ func TestSilentClientsUseUpTheFailureBudget(t *testing.T) {
 		a.conn.Close()
 	}
 	for range silent {
-		for g.journal.next(t, "refused")["reason"] != string(ClientGone) {
+		for g.journal.next(t, "refused")["reason"] != string(refusal.ClientGone) {
 		}
 	}
 	if a := g.send(t, handshake("/?token=good")); a.StatusCode != 429 {
@@ -516,7 +517,7 @@ func TestClosingEndsSocketsWithoutAToken(t *testing.T) {
 			if err := result(t, ended); err != nil {
 				t.Error(err)
 			}
-			if got := g.refused(t, Draining); got != 2 {
+			if got := g.refused(t, refusal.Draining); got != 2 {
 				t.Errorf("counted %v times, want twice", got)
 			}
 			if _, left := g.limits.FailuresLeft(ratelimit.AddressKey(netip.MustParseAddr("127.0.0.1")), time.Now()); !left {
@@ -602,7 +603,7 @@ func script(b []byte, most int64, size func() int) string {
 		used, no := r.take(shown)
 		shown = shown[used:]
 		if no != nil {
-			return fmt.Sprintf("%s %d %q pongs %q", no.reason, no.code, no.detail, r.pongs)
+			return fmt.Sprintf("%s %d %q pongs %q", no.Reason, no.CloseCode, no.Detail, r.pongs)
 		}
 		if r.done {
 			return fmt.Sprintf("%q, behind it %q, pongs %q", r.message, append(shown, left...), r.pongs)

@@ -10,6 +10,7 @@ import (
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
 	"portcullis/proxy/header"
+	"portcullis/proxy/refusal"
 	"portcullis/upstream"
 )
 
@@ -198,21 +199,21 @@ func (p *Proxy) switchingProtocols(u *upgrade) []byte {
 }
 
 // passOn is the upstream's own refusal as the client gets it. Its redirects are passed on and not followed.
-func passOn(e *upstream.RefusedError) *refusal {
-	no := &refusal{reason: UpstreamRefused, status: e.Status, header: endToEnd(e.Header), body: e.Body}
-	for name := range no.header {
+func passOn(e *upstream.RefusedError) *refusal.Refusal {
+	no := &refusal.Refusal{Reason: refusal.UpstreamRefused, Status: e.Status, Header: endToEnd(e.Header), Body: e.Body}
+	for name := range no.Header {
 		if name != "Sec-Websocket-Version" && header.KindOf(name) == header.Handshake {
-			delete(no.header, name)
+			delete(no.Header, name)
 		}
 	}
 	if e.Status == http.StatusUpgradeRequired {
-		no.header["Upgrade"], no.header["Connection"] = []string{"websocket"}, []string{"Upgrade"}
+		no.Header["Upgrade"], no.Header["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	}
-	if no.header["Content-Type"] == nil {
-		no.header["Content-Type"] = nil // else net/http guesses one
+	if no.Header["Content-Type"] == nil {
+		no.Header["Content-Type"] = nil // else net/http guesses one
 	}
 	if e.Truncated {
-		no.detail = "its body is cut"
+		no.Detail = "its body is cut"
 	}
 	return no
 }

@@ -10,11 +10,12 @@ import (
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
 // findClient never refuses. A second call changes nothing.
-func (p *Proxy) findClient(u *upgrade) *refusal {
+func (p *Proxy) findClient(u *upgrade) *refusal.Refusal {
 	if u.client.Addr.IsValid() {
 		return nil
 	}
@@ -24,51 +25,51 @@ func (p *Proxy) findClient(u *upgrade) *refusal {
 	return nil
 }
 
-func (p *Proxy) checkOrigin(u *upgrade) *refusal {
+func (p *Proxy) checkOrigin(u *upgrade) *refusal.Refusal {
 	if !p.origins.Allows(u.r.Header["Origin"]) {
-		return &refusal{reason: Origin}
+		return &refusal.Refusal{Reason: refusal.Origin}
 	}
 	return nil
 }
 
-func (p *Proxy) checkRates(u *upgrade) *refusal {
+func (p *Proxy) checkRates(u *upgrade) *refusal.Refusal {
 	now := time.Now()
 	if wait, ok := p.limits.UpgradeFromAddress(u.address, now); !ok {
-		return &refusal{reason: RateAddress, wait: wait, header: http.Header{
+		return &refusal.Refusal{Reason: refusal.RateAddress, RetryAfter: wait, Header: http.Header{
 			"RateLimit-Policy": {p.limits.Policy()},
-			"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, seconds(wait))},
+			"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, refusal.Seconds(wait))},
 		}}
 	}
 	if wait, ok := p.limits.FailuresLeft(u.address, now); !ok {
-		return &refusal{reason: AuthFailures, wait: wait}
+		return &refusal.Refusal{Reason: refusal.AuthFailures, RetryAfter: wait}
 	}
 	if wait, ok := p.limits.UpgradeGlobal(now); !ok {
-		return &refusal{reason: RateGlobal, wait: wait}
+		return &refusal.Refusal{Reason: refusal.RateGlobal, RetryAfter: wait}
 	}
 	return nil
 }
 
 // checkRoom spares the verifier a client for whom there is no slot anyway.
-func (p *Proxy) checkRoom(u *upgrade) *refusal {
+func (p *Proxy) checkRoom(u *upgrade) *refusal.Refusal {
 	return full(p.limits.SessionsFull(u.address))
 }
 
-func full(scope ratelimit.Scope) *refusal {
+func full(scope ratelimit.Scope) *refusal.Refusal {
 	switch scope {
 	case "":
 		return nil
 	case ratelimit.ScopeAddress:
-		return &refusal{reason: SessionsAddress}
+		return &refusal.Refusal{Reason: refusal.SessionsAddress}
 	case ratelimit.ScopeSubject:
-		return &refusal{reason: SessionsSubject}
+		return &refusal.Refusal{Reason: refusal.SessionsSubject}
 	default:
-		return &refusal{reason: SessionsTotal}
+		return &refusal.Refusal{Reason: refusal.SessionsTotal}
 	}
 }
 
 // authenticate finds the credential and asks the verifier about it. Every credential that is refused is charged to the
 // address, also one that is refused by its looks.
-func (p *Proxy) authenticate(u *upgrade) *refusal {
+func (p *Proxy) authenticate(u *upgrade) *refusal.Refusal {
 	if !p.auth.Required() {
 		return nil
 	}
@@ -76,7 +77,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 	ticket, err := p.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
 	if missing && p.first == nil {
-		return &refusal{reason: TokenMissing, header: challenge("")}
+		return &refusal.Refusal{Reason: refusal.TokenMissing, Header: challenge("")}
 	}
 	attempt, no := p.attempt(u)
 	if no != nil {
@@ -86,7 +87,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 	if missing {
 		// The attempt lasts from before the socket is open: an address has no more open than it may have failures.
 		if credential.Token, no = p.receiveToken(u); no != nil {
-			if u.open && no.reason != Draining {
+			if u.open && no.Reason != refusal.Draining {
 				attempt.Charge() // else sockets that stay silent would cost nothing
 			}
 			return no
@@ -111,7 +112,7 @@ func (p *Proxy) authenticate(u *upgrade) *refusal {
 }
 
 // attempt waits for the leave to try a credential, up to AUTH_TIMEOUT.
-func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal) {
+func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal.Refusal) {
 	ctx, cancel := context.WithTimeout(u.r.Context(), p.authTimeout)
 	defer cancel()
 	attempt, err := p.limits.Attempt(ctx, u.address)
@@ -119,13 +120,13 @@ func (p *Proxy) attempt(u *upgrade) (*ratelimit.Attempt, *refusal) {
 		return attempt, nil
 	}
 	if spent, ok := errors.AsType[*ratelimit.BudgetError](err); ok {
-		return nil, &refusal{reason: AuthFailures, wait: spent.Wait}
+		return nil, &refusal.Refusal{Reason: refusal.AuthFailures, RetryAfter: spent.Wait}
 	}
 	if u.r.Context().Err() != nil {
 		return nil, p.gone(err)
 	}
 	// The verifier is busy with as many credentials of this address as may still fail.
-	return nil, &refusal{reason: AuthFailures, err: err, wait: p.authTimeout}
+	return nil, &refusal.Refusal{Reason: refusal.AuthFailures, Err: err, RetryAfter: p.authTimeout}
 }
 
 // verify asks the verifier, and waits for its answer even if the client leaves meanwhile: who could guess and hang up would
@@ -152,37 +153,37 @@ func (p *Proxy) observeAuth(took time.Duration, err error) {
 }
 
 // tokenRefusal is the no to a credential, with the challenge of RFC 6750 section 3.1.
-func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal {
+func (p *Proxy) tokenRefusal(u *upgrade, err error) *refusal.Refusal {
 	if malformed, ok := errors.AsType[*auth.MalformedError](err); ok {
-		no := &refusal{reason: TokenMalformed, detail: malformed.Reason, header: challenge("invalid_token")}
+		no := &refusal.Refusal{Reason: refusal.TokenMalformed, Detail: malformed.Reason, Header: challenge("invalid_token")}
 		if malformed.Request {
-			no.status, no.header = http.StatusBadRequest, challenge("invalid_request")
+			no.Status, no.Header = http.StatusBadRequest, challenge("invalid_request")
 		}
 		return no
 	}
 	if refused, ok := errors.AsType[*auth.RefusedError](err); ok {
-		return &refusal{reason: TokenRefused, err: err, header: challenge("invalid_token", refused.Challenge...)}
+		return &refusal.Refusal{Reason: refusal.TokenRefused, Err: err, Header: challenge("invalid_token", refused.Challenge...)}
 	}
 	if denied, ok := errors.AsType[*auth.DeniedError](err); ok {
 		// RFC 9110 section 11.6.1: a challenge belongs to 401. RFC 6750 section 3.1 has one here, too, which the verifier then made.
-		no := &refusal{reason: TokenDenied, err: err}
+		no := &refusal.Refusal{Reason: refusal.TokenDenied, Err: err}
 		if len(denied.Challenge) > 0 {
-			no.header = challenge("", denied.Challenge...)
+			no.Header = challenge("", denied.Challenge...)
 		}
 		return no
 	}
 	if errors.Is(err, auth.ErrConflict) {
-		return &refusal{reason: TokenConflict, header: challenge("invalid_request")}
+		return &refusal.Refusal{Reason: refusal.TokenConflict, Header: challenge("invalid_request")}
 	}
 	if p.base.Err() != nil || u.r.Context().Err() != nil {
 		return p.gone(err)
 	}
 	if exhausted(err) {
-		return &refusal{reason: Overload, err: err}
+		return &refusal.Refusal{Reason: refusal.Overload, Err: err}
 	}
-	no := &refusal{reason: AuthUnavailable, err: err} // whatever it is, it is no yes
+	no := &refusal.Refusal{Reason: refusal.AuthUnavailable, Err: err} // whatever it is, it is no yes
 	if unavailable, ok := errors.AsType[*auth.UnavailableError](err); ok {
-		no.wait = unavailable.RetryAfter
+		no.RetryAfter = unavailable.RetryAfter
 	}
 	return no
 }
@@ -201,15 +202,15 @@ func challenge(code string, verifiers ...string) http.Header {
 }
 
 // gone is the no to a request whose context has ended: by Cut, or because the client went away.
-func (p *Proxy) gone(err error) *refusal {
+func (p *Proxy) gone(err error) *refusal.Refusal {
 	if p.base.Err() != nil {
-		return &refusal{reason: Draining, err: err}
+		return &refusal.Refusal{Reason: refusal.Draining, Err: err}
 	}
-	return &refusal{reason: ClientGone, err: err}
+	return &refusal.Refusal{Reason: refusal.ClientGone, Err: err}
 }
 
 // takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
-func (p *Proxy) takeSlot(u *upgrade) *refusal {
+func (p *Proxy) takeSlot(u *upgrade) *refusal.Refusal {
 	if no := p.checkSubjectRate(u); no != nil {
 		return no
 	}
@@ -218,9 +219,9 @@ func (p *Proxy) takeSlot(u *upgrade) *refusal {
 	return full(scope)
 }
 
-func (p *Proxy) checkSubjectRate(u *upgrade) *refusal {
+func (p *Proxy) checkSubjectRate(u *upgrade) *refusal.Refusal {
 	if wait, ok := p.limits.UpgradeOfSubject(u.decision.Subject, time.Now()); !ok {
-		return &refusal{reason: RateSubject, wait: wait}
+		return &refusal.Refusal{Reason: refusal.RateSubject, RetryAfter: wait}
 	}
 	return nil
 }

@@ -5,20 +5,21 @@ import (
 	"net/http"
 
 	"portcullis/proxy/header"
+	"portcullis/proxy/refusal"
 )
 
 // checkHandshake is RFC 6455 section 4.2.1, strictly. What a lenient gate lets by, a backend may refuse or read differently,
 // and then the tunnel carries requests that nobody checked: github.com/0ang3el/websocket-smuggle. That there is exactly one
 // Host header net/http has seen to.
-func (p *Proxy) checkHandshake(u *upgrade) *refusal {
+func (p *Proxy) checkHandshake(u *upgrade) *refusal.Refusal {
 	r := u.r
 	upgrades := r.Header["Upgrade"]
 	switch {
 	case r.Method != http.MethodGet:
-		return &refusal{reason: Method, header: http.Header{"Allow": {"GET"}}}
+		return &refusal.Refusal{Reason: refusal.Method, Header: http.Header{"Allow": {"GET"}}}
 	case !header.HasToken(upgrades, "websocket"):
 		// Also h2c, alone: an upgrade to what is not served is no upgrade (BishopFox/h2csmuggler).
-		return &refusal{reason: NotWebSocket, header: http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}}}
+		return &refusal.Refusal{Reason: refusal.NotWebSocket, Header: http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}}}
 	case len(upgrades) != 1 || !header.EqualFold(upgrades[0], "websocket"):
 		return malformed("Upgrade names more than websocket")
 	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
@@ -33,7 +34,7 @@ func (p *Proxy) checkHandshake(u *upgrade) *refusal {
 		return malformed("Host is not a host, with or without a port")
 	}
 	if v := r.Header["Sec-Websocket-Version"]; len(v) != 1 || v[0] != "13" {
-		return &refusal{reason: Version, header: http.Header{"Sec-Websocket-Version": {"13"}}} // RFC 6455 section 4.4
+		return &refusal.Refusal{Reason: refusal.Version, Header: http.Header{"Sec-Websocket-Version": {"13"}}} // RFC 6455 section 4.4
 	}
 	if keys := r.Header["Sec-Websocket-Key"]; len(keys) != 1 || !validKey(keys[0]) {
 		return malformed("Sec-WebSocket-Key is not 16 bytes in base64, once")
@@ -48,7 +49,9 @@ func (p *Proxy) checkHandshake(u *upgrade) *refusal {
 	return nil
 }
 
-func malformed(detail string) *refusal { return &refusal{reason: Handshake, detail: detail} }
+func malformed(detail string) *refusal.Refusal {
+	return &refusal.Refusal{Reason: refusal.Handshake, Detail: detail}
+}
 
 // validKey reports whether key is 16 bytes in canonical base64: no two keys that mean the same bytes.
 func validKey(key string) bool {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"portcullis/proxy/refusal"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ import (
 var handshakeTests = []struct {
 	name string
 	raw  string
-	want Reason // "": valid
+	want refusal.Reason // "": valid
 }{
 	{"plain", handshake("/"), ""},
 	{"Firefox", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: keep-alive, Upgrade", 1), ""},
@@ -27,50 +28,50 @@ var handshakeTests = []struct {
 	{"extensions with white space around =", handshake("/", `Sec-WebSocket-Extensions: a; b = 10; c ="d"`), ""},
 	{"Host with a port", strings.Replace(handshake("/"), "gate.example", "[2001:db8::1]:3000", 1), ""},
 
-	{"POST", strings.Replace(handshake("/"), "GET", "POST", 1), Method},
-	{"HEAD", strings.Replace(handshake("/"), "GET", "HEAD", 1), Method},
-	{"OPTIONS *", strings.Replace(handshake("*"), "GET", "OPTIONS", 1), Method},
-	{"method in lower case", strings.Replace(handshake("/"), "GET", "get", 1), Method},
-	{"plain GET", request("GET / HTTP/1.1", "Host: a"), NotWebSocket},
-	{"h2c", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: h2c", 1), NotWebSocket},
-	{"h2c beside", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket, h2c", 1), Handshake},
-	{"h2c beside, in two lines", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: h2c", 1), Handshake},
-	{"websocket twice", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: websocket", 1), Handshake},
-	{"Upgrade with a version", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket/13", 1), NotWebSocket},
-	{"Kelvin sign", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websoc\u212aet", 1), NotWebSocket},
-	{"HTTP/1.0", strings.Replace(handshake("/"), "HTTP/1.1", "HTTP/1.0", 1), Handshake},
-	{"no Connection", without(handshake("/"), "Connection: Upgrade"), Handshake},
-	{"Connection without upgrade", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: upgraded", 1), Handshake},
-	{"empty Host", strings.Replace(handshake("/"), "Host: gate.example", "Host: ", 1), Handshake},
-	{"two hosts in one Host", strings.Replace(handshake("/"), "gate.example", "gate.example,evil.example", 1), Handshake},
-	{"Host that is a command to some", strings.Replace(handshake("/"), "gate.example", "gate.example;a=$(b)", 1), Handshake},
+	{"POST", strings.Replace(handshake("/"), "GET", "POST", 1), refusal.Method},
+	{"HEAD", strings.Replace(handshake("/"), "GET", "HEAD", 1), refusal.Method},
+	{"OPTIONS *", strings.Replace(handshake("*"), "GET", "OPTIONS", 1), refusal.Method},
+	{"method in lower case", strings.Replace(handshake("/"), "GET", "get", 1), refusal.Method},
+	{"plain GET", request("GET / HTTP/1.1", "Host: a"), refusal.NotWebSocket},
+	{"h2c", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: h2c", 1), refusal.NotWebSocket},
+	{"h2c beside", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket, h2c", 1), refusal.Handshake},
+	{"h2c beside, in two lines", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: h2c", 1), refusal.Handshake},
+	{"websocket twice", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: websocket", 1), refusal.Handshake},
+	{"Upgrade with a version", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websocket/13", 1), refusal.NotWebSocket},
+	{"Kelvin sign", strings.Replace(handshake("/"), "Upgrade: websocket", "Upgrade: websoc\u212aet", 1), refusal.NotWebSocket},
+	{"HTTP/1.0", strings.Replace(handshake("/"), "HTTP/1.1", "HTTP/1.0", 1), refusal.Handshake},
+	{"no Connection", without(handshake("/"), "Connection: Upgrade"), refusal.Handshake},
+	{"Connection without upgrade", strings.Replace(handshake("/"), "Connection: Upgrade", "Connection: upgraded", 1), refusal.Handshake},
+	{"empty Host", strings.Replace(handshake("/"), "Host: gate.example", "Host: ", 1), refusal.Handshake},
+	{"two hosts in one Host", strings.Replace(handshake("/"), "gate.example", "gate.example,evil.example", 1), refusal.Handshake},
+	{"Host that is a command to some", strings.Replace(handshake("/"), "gate.example", "gate.example;a=$(b)", 1), refusal.Handshake},
 	{"Content-Length 0, of a charging station", handshake("/", "Content-Length: 0"), ""},
-	{"Content-Length 5", handshake("/", "Content-Length: 5") + "hello", Handshake},
-	{"Content-Length 00", handshake("/", "Content-Length: 00"), Handshake},
-	{"Content-Length 0 and chunked", handshake("/", "Content-Length: 0", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
-	{"chunked", handshake("/", "Transfer-Encoding: chunked") + "0\r\n\r\n", Handshake},
-	{"no version", without(handshake("/"), "Sec-WebSocket-Version: 13"), Version},
-	{"version 12", strings.Replace(handshake("/"), "Version: 13", "Version: 12", 1), Version},
-	{"two versions", handshake("/", "Sec-WebSocket-Version: 13"), Version},
-	{"versions in one line", strings.Replace(handshake("/"), "Version: 13", "Version: 13, 8", 1), Version},
-	{"no key", without(handshake("/"), "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), Handshake},
-	{"two keys", handshake("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), Handshake},
-	{"key of 15 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", 1), Handshake},
-	{"key of 17 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWQ=", 1), Handshake},
-	{"key of 18 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWRk", 1), Handshake},
-	{"key not canonical", strings.Replace(handshake("/"), "25jZQ==", "25jZR==", 1), Handshake},
-	{"key without padding", strings.Replace(handshake("/"), "25jZQ==", "25jZQ", 1), Handshake},
-	{"key in base64url", strings.Replace(handshake("/"), "dGhlI", "dG_-I", 1), Handshake},
-	{"empty protocol", handshake("/", "Sec-WebSocket-Protocol:"), Handshake},
-	{"empty element", handshake("/", "Sec-WebSocket-Protocol: a,,b"), Handshake},
-	{"protocol twice", handshake("/", "Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: a"), Handshake},
-	{"protocol is no token", handshake("/", "Sec-WebSocket-Protocol: a/b"), Handshake},
-	{"empty extension", handshake("/", "Sec-WebSocket-Extensions: a,"), Handshake},
-	{"extension without a name", handshake("/", "Sec-WebSocket-Extensions: ;a"), Handshake},
-	{"empty parameter", handshake("/", "Sec-WebSocket-Extensions: a;"), Handshake},
-	{"parameter without a value", handshake("/", "Sec-WebSocket-Extensions: a; b="), Handshake},
-	{"open quotes", handshake("/", `Sec-WebSocket-Extensions: a; b="c`), Handshake},
-	{"quoted space", handshake("/", `Sec-WebSocket-Extensions: a; b="c d"`), Handshake},
+	{"Content-Length 5", handshake("/", "Content-Length: 5") + "hello", refusal.Handshake},
+	{"Content-Length 00", handshake("/", "Content-Length: 00"), refusal.Handshake},
+	{"Content-Length 0 and chunked", handshake("/", "Content-Length: 0", "Transfer-Encoding: chunked") + "0\r\n\r\n", refusal.Handshake},
+	{"chunked", handshake("/", "Transfer-Encoding: chunked") + "0\r\n\r\n", refusal.Handshake},
+	{"no version", without(handshake("/"), "Sec-WebSocket-Version: 13"), refusal.Version},
+	{"version 12", strings.Replace(handshake("/"), "Version: 13", "Version: 12", 1), refusal.Version},
+	{"two versions", handshake("/", "Sec-WebSocket-Version: 13"), refusal.Version},
+	{"versions in one line", strings.Replace(handshake("/"), "Version: 13", "Version: 13, 8", 1), refusal.Version},
+	{"no key", without(handshake("/"), "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), refusal.Handshake},
+	{"two keys", handshake("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), refusal.Handshake},
+	{"key of 15 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", 1), refusal.Handshake},
+	{"key of 17 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWQ=", 1), refusal.Handshake},
+	{"key of 18 bytes", strings.Replace(handshake("/"), "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWRk", 1), refusal.Handshake},
+	{"key not canonical", strings.Replace(handshake("/"), "25jZQ==", "25jZR==", 1), refusal.Handshake},
+	{"key without padding", strings.Replace(handshake("/"), "25jZQ==", "25jZQ", 1), refusal.Handshake},
+	{"key in base64url", strings.Replace(handshake("/"), "dGhlI", "dG_-I", 1), refusal.Handshake},
+	{"empty protocol", handshake("/", "Sec-WebSocket-Protocol:"), refusal.Handshake},
+	{"empty element", handshake("/", "Sec-WebSocket-Protocol: a,,b"), refusal.Handshake},
+	{"protocol twice", handshake("/", "Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Protocol: a"), refusal.Handshake},
+	{"protocol is no token", handshake("/", "Sec-WebSocket-Protocol: a/b"), refusal.Handshake},
+	{"empty extension", handshake("/", "Sec-WebSocket-Extensions: a,"), refusal.Handshake},
+	{"extension without a name", handshake("/", "Sec-WebSocket-Extensions: ;a"), refusal.Handshake},
+	{"empty parameter", handshake("/", "Sec-WebSocket-Extensions: a;"), refusal.Handshake},
+	{"parameter without a value", handshake("/", "Sec-WebSocket-Extensions: a; b="), refusal.Handshake},
+	{"open quotes", handshake("/", `Sec-WebSocket-Extensions: a; b="c`), refusal.Handshake},
+	{"quoted space", handshake("/", `Sec-WebSocket-Extensions: a; b="c d"`), refusal.Handshake},
 }
 
 func read(t *testing.T, raw string) *http.Request {
@@ -85,9 +86,9 @@ func read(t *testing.T, raw string) *http.Request {
 func TestCheckHandshake(t *testing.T) {
 	for _, tt := range handshakeTests {
 		t.Run(tt.name, func(t *testing.T) {
-			var got Reason
+			var got refusal.Reason
 			if no := (*Proxy)(nil).checkHandshake(&upgrade{r: read(t, tt.raw)}); no != nil {
-				got = no.reason
+				got = no.Reason
 			}
 			if got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
@@ -133,8 +134,8 @@ func FuzzCheckHandshake(f *testing.F) {
 			return
 		}
 		if no := (*Proxy)(nil).checkHandshake(&upgrade{r: r}); no != nil {
-			if no.answerStatus() < 400 || strings.Count(string(no.line()), "\n") != 1 {
-				t.Fatalf("refused with %d %q", no.answerStatus(), no.line())
+			if status, _, body := no.Response(); status < 400 || strings.Count(string(body), "\n") != 1 {
+				t.Fatalf("refused with %d %q", status, body)
 			}
 			return
 		}

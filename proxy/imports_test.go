@@ -19,6 +19,7 @@ var beyond = map[string][]string{
 	"portcullis/proxy/lease":    {"golang.org/x/time/rate"},
 	"portcullis/proxy/origin":   {"golang.org/x/net/publicsuffix"},
 	"portcullis/proxy/probe":    {"github.com/gorilla/websocket"},
+	"portcullis/proxy/refusal":  {"portcullis/proxy/frame", "golang.org/x/time/rate"},
 	"portcullis/proxy/relay":    {"portcullis/proxy/frame", "github.com/koding/websocketproxy", "github.com/gorilla/websocket", "golang.org/x/sys/unix"},
 	"portcullis/proxy/settings": {"github.com/caarlos0/env/v11"},
 	"portcullis/ratelimit":      {"golang.org/x/time/rate"},

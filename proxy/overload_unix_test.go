@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -80,7 +81,7 @@ func TestOwnExhaustionIsOverload(t *testing.T) {
 			if n, most := g.journal.count("refused"), 1+int(took/time.Second); n > most {
 				t.Errorf("%d lines in %v, want %d", n, took, most)
 			}
-			if got := g.refused(t, Overload); got != clients {
+			if got := g.refused(t, refusal.Overload); got != clients {
 				t.Errorf("counted %v times, want %d", got, clients)
 			}
 			echoes(t, g.connect(t, "/?token=good", nil), "as before")

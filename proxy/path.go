@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"portcullis/proxy/header"
+	"portcullis/proxy/refusal"
 )
 
 // paths is PATHS compiled: which request paths are served. Patterns and paths are compared as they are written, escapes and
@@ -124,13 +125,13 @@ func unescapeAll(s string) string {
 	return string(b)
 }
 
-func (p *Proxy) checkPath(u *upgrade) *refusal {
+func (p *Proxy) checkPath(u *upgrade) *refusal.Refusal {
 	why := cmp.Or(suspicious(u.path, p.paths.unsafe), strange(u.query))
 	switch {
 	case why != "":
-		return &refusal{reason: PathSuspicious, detail: why}
+		return &refusal.Refusal{Reason: refusal.PathSuspicious, Detail: why}
 	case !p.paths.serves(u.path):
-		return &refusal{reason: Path}
+		return &refusal.Refusal{Reason: refusal.Path}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"path"
+	"portcullis/proxy/refusal"
 	"strings"
 	"testing"
 )
@@ -53,71 +54,73 @@ var pathTests = []struct {
 	name     string
 	patterns string // separated by spaces
 	path     string
-	want     Reason // "": served
+	want     refusal.Reason // "": served
 }{
 	{"exact", "/ /chat", "/chat", ""},
 	{"exact root", "/", "/", ""},
-	{"not a prefix", "/chat", "/chat/1", Path},
-	{"case", "/chat", "/Chat", Path},
-	{"an escape is not what it stands for", "/chat", "/%63hat", Path},
-	{"trailing slash", "/chat", "/chat/", Path},
+	{"not a prefix", "/chat", "/chat/1", refusal.Path},
+	{"case", "/chat", "/Chat", refusal.Path},
+	{"an escape is not what it stands for", "/chat", "/%63hat", refusal.Path},
+	{"trailing slash", "/chat", "/chat/", refusal.Path},
 	{"prefix", "/chat/*", "/chat/1/2", ""},
 	{"prefix itself", "/chat/*", "/chat/", ""},
-	{"prefix without its slash", "/chat/*", "/chat", Path},
+	{"prefix without its slash", "/chat/*", "/chat", refusal.Path},
 	{"prefix of a name", "/chat*", "/chatroom", ""},
 	{"none: every path", "", "/any/thing%20", ""},
-	{"dot is not root", "/", "/.", PathSuspicious},
-	{"dots", "", "/a/..", PathSuspicious},
+	{"dot is not root", "/", "/.", refusal.PathSuspicious},
+	{"dots", "", "/a/..", refusal.PathSuspicious},
 	{"dots in a name", "", "/a..b/...", ""},
 	{"a file with a dot", "", "/.well-known", ""},
-	{"escaped dots", "", "/a/%2e%2E/b", PathSuspicious},
-	{"half escaped dots", "*", "/a/.%2e", PathSuspicious},
-	{"dots behind an escaped slash", "*", "/a%2f..", PathSuspicious},
-	{"dots behind a backslash", "*", `/a\..`, PathSuspicious},
-	{"dots with a parameter", "*", "/a/..;b/c", PathSuspicious},
+	{"escaped dots", "", "/a/%2e%2E/b", refusal.PathSuspicious},
+	{"half escaped dots", "*", "/a/.%2e", refusal.PathSuspicious},
+	{"dots behind an escaped slash", "*", "/a%2f..", refusal.PathSuspicious},
+	{"dots behind a backslash", "*", `/a\..`, refusal.PathSuspicious},
+	{"dots with a parameter", "*", "/a/..;b/c", refusal.PathSuspicious},
 	{"twice escaped dots are a name", "", "/%252e%252e", ""},
-	{"empty segment", "", "/a//b", PathSuspicious},
-	{"empty segment first", "/*", "//a", PathSuspicious},
-	{"backslash", "", `/a\b`, PathSuspicious},
-	{"escaped backslash", "", "/a%5Cb", PathSuspicious},
-	{"escaped slash", "", "/a%2fb", PathSuspicious},
+	{"empty segment", "", "/a//b", refusal.PathSuspicious},
+	{"empty segment first", "/*", "//a", refusal.PathSuspicious},
+	{"backslash", "", `/a\b`, refusal.PathSuspicious},
+	{"escaped backslash", "", "/a%5Cb", refusal.PathSuspicious},
+	{"escaped slash", "", "/a%2fb", refusal.PathSuspicious},
 	{"odd forms with *", "*", `//a%2Fb\c%5c/`, ""},
-	{"our own", "*", "/.portcullis/ticket", Path},
-	{"our own without its slash", "*", "/.portcullis", Path},
-	{"our own in other case", "", "/.PORTCULLIS/x", Path},
-	{"our own with an escape", "", "/%2eportcullis/ticket", Path},
-	{"our own with a letter escaped", "", "/.portc%75llis/ticket", Path},
-	{"our own, escaped twice", "", "/%252eportcullis/ticket", Path},
-	{"our own, an escape of escapes", "", "/%25%32%65portcullis/ticket", Path},
-	{"our own, escaped many times", "", "/%" + strings.Repeat("25", 1000) + "2eportcullis/ticket", Path},
-	{"our own with a parameter", "", "/.portcullis;v=1/ticket", Path},
-	{"our own with an escaped parameter", "", "/.portcullis%3Bv=1/ticket", Path},
-	{"our own behind an empty segment", "*", "//.portcullis/ticket", Path},
-	{"our own behind a parameter", "*", "/;a%2fb/.portcullis/ticket", Path},
-	{"our own behind an escaped slash", "*", "/%2f.portcullis/ticket", Path},
-	{"our own behind a backslash", "*", `/\.portcullis\ticket`, Path},
-	{"our own with an escaped slash", "*", "/.portcullis%2Fticket", Path},
-	{"our own behind a slash escaped twice", "", "/%252f%2525252f.portcullis/ticket", Path},
-	{"our own behind dots escaped twice", "", "/x/%252e%252e/.portcullis/ticket", Path},
-	{"our own behind a dot", "*", "/./.portcullis/ticket", PathSuspicious},
-	{"our own behind dots", "*", "/x/../.portcullis/ticket", PathSuspicious},
-	{"our own where a prefix is stripped", "", "/app/.portcullis/ticket", Path},
+	{"our own", "*", "/.portcullis/ticket", refusal.Path},
+	{"our own without its slash", "*", "/.portcullis", refusal.Path},
+	{"our own in other case", "", "/.PORTCULLIS/x", refusal.Path},
+	{"our own with an escape", "", "/%2eportcullis/ticket", refusal.Path},
+	{"our own with a letter escaped", "", "/.portc%75llis/ticket", refusal.Path},
+	{"our own, escaped twice", "", "/%252eportcullis/ticket", refusal.Path},
+	{"our own, an escape of escapes", "", "/%25%32%65portcullis/ticket", refusal.Path},
+	{"our own, escaped many times", "", "/%" + strings.Repeat("25", 1000) + "2eportcullis/ticket", refusal.Path},
+	{"our own with a parameter", "", "/.portcullis;v=1/ticket", refusal.Path},
+	{"our own with an escaped parameter", "", "/.portcullis%3Bv=1/ticket", refusal.Path},
+	{"our own behind an empty segment", "*", "//.portcullis/ticket", refusal.Path},
+	{"our own behind a parameter", "*", "/;a%2fb/.portcullis/ticket", refusal.Path},
+	{"our own behind an escaped slash", "*", "/%2f.portcullis/ticket", refusal.Path},
+	{"our own behind a backslash", "*", `/\.portcullis\ticket`, refusal.Path},
+	{"our own with an escaped slash", "*", "/.portcullis%2Fticket", refusal.Path},
+	{"our own behind a slash escaped twice", "", "/%252f%2525252f.portcullis/ticket", refusal.Path},
+	{"our own behind dots escaped twice", "", "/x/%252e%252e/.portcullis/ticket", refusal.Path},
+	{"our own behind a dot", "*", "/./.portcullis/ticket", refusal.PathSuspicious},
+	{"our own behind dots", "*", "/x/../.portcullis/ticket", refusal.PathSuspicious},
+	{"our own where a prefix is stripped", "", "/app/.portcullis/ticket", refusal.Path},
 	{"not quite our own", "", "/.portcullis2/portcullis/x.portcullis", ""},
-	{"fragment", "*", "/a#b", PathSuspicious},
-	{"control character", "*", "/a\x7f", PathSuspicious},
-	{"escaped control character", "*", "/a%0a", PathSuspicious},
-	{"bad escape", "*", "/a%2", PathSuspicious},
+	{"fragment", "*", "/a#b", refusal.PathSuspicious},
+	{"control character", "*", "/a\x7f", refusal.PathSuspicious},
+	{"escaped control character", "*", "/a%0a", refusal.PathSuspicious},
+	{"bad escape", "*", "/a%2", refusal.PathSuspicious},
 	{"not ASCII", "", "/caf\xc3\xa9", ""},
-	{"no slash", "*", "chat", PathSuspicious},
-	{"empty", "*", "", PathSuspicious},
-	{"another scheme", "*", "ftp://gate.example/", PathSuspicious},
-	{"authority", "*", "gate.example:443", PathSuspicious},
-	{"asterisk", "*", "*", PathSuspicious},
+	{"no slash", "*", "chat", refusal.PathSuspicious},
+	{"empty", "*", "", refusal.PathSuspicious},
+	{"another scheme", "*", "ftp://gate.example/", refusal.PathSuspicious},
+	{"authority", "*", "gate.example:443", refusal.PathSuspicious},
+	{"asterisk", "*", "*", refusal.PathSuspicious},
 }
 
-func checkOnePath(patterns, target string) Reason { return checkOneForm(patterns, false, target) }
+func checkOnePath(patterns, target string) refusal.Reason {
+	return checkOneForm(patterns, false, target)
+}
 
-func checkOneForm(patterns string, unsafe bool, target string) Reason {
+func checkOneForm(patterns string, unsafe bool, target string) refusal.Reason {
 	compiled, err := compilePaths(strings.Fields(patterns), unsafe)
 	if err != nil {
 		panic(err)
@@ -125,7 +128,7 @@ func checkOneForm(patterns string, unsafe bool, target string) Reason {
 	u := &upgrade{}
 	u.path, u.query, _ = strings.Cut(target, "?")
 	if no := (&Proxy{paths: compiled}).checkPath(u); no != nil {
-		return no.reason
+		return no.Reason
 	}
 	return ""
 }
@@ -145,23 +148,23 @@ func TestCheckPath(t *testing.T) {
 func TestUnsafeForms(t *testing.T) {
 	for _, tt := range []struct {
 		name, patterns, path string
-		want                 Reason
+		want                 refusal.Reason
 	}{
 		{"escaped slash under a prefix", "/files/*", "/files/a%2Fb", ""},
 		{"others of the kind", "/files/*", `/files//a\b%5cc`, ""},
 		{"escaped slash in a pattern", "/a%2Fb", "/a%2Fb", ""},
-		{"escaped in other case", "/a%2Fb", "/a%2fb", Path},
-		{"a slash is no escaped one", "/a%2Fb", "/a/b", Path},
-		{"an escaped slash is no slash", "/a/b", "/a%2Fb", Path},
-		{"an escaped slash does not end a prefix", "/files/*", "/files%2Fa", Path},
-		{"two slashes do not begin one", "/files/*", "//files/a", Path},
-		{"a backslash does not begin one", "/files/*", `\files/a`, PathSuspicious},
-		{"up, out of a prefix", "/files/*", "/files/..%2fadmin", PathSuspicious},
-		{"up, over an escaped slash", "/files/*", "/files/a%2f..%2f..%2fadmin", PathSuspicious},
-		{"up, over a backslash", "/files/*", `/files/..\admin`, PathSuspicious},
-		{"up, with a parameter", "/files/*", "/files/..;%2fadmin", PathSuspicious},
-		{"control character", "/files/*", "/files/%2f%0a", PathSuspicious},
-		{"our own", "/*", "//.portcullis/ticket", Path},
+		{"escaped in other case", "/a%2Fb", "/a%2fb", refusal.Path},
+		{"a slash is no escaped one", "/a%2Fb", "/a/b", refusal.Path},
+		{"an escaped slash is no slash", "/a/b", "/a%2Fb", refusal.Path},
+		{"an escaped slash does not end a prefix", "/files/*", "/files%2Fa", refusal.Path},
+		{"two slashes do not begin one", "/files/*", "//files/a", refusal.Path},
+		{"a backslash does not begin one", "/files/*", `\files/a`, refusal.PathSuspicious},
+		{"up, out of a prefix", "/files/*", "/files/..%2fadmin", refusal.PathSuspicious},
+		{"up, over an escaped slash", "/files/*", "/files/a%2f..%2f..%2fadmin", refusal.PathSuspicious},
+		{"up, over a backslash", "/files/*", `/files/..\admin`, refusal.PathSuspicious},
+		{"up, with a parameter", "/files/*", "/files/..;%2fadmin", refusal.PathSuspicious},
+		{"control character", "/files/*", "/files/%2f%0a", refusal.PathSuspicious},
+		{"our own", "/*", "//.portcullis/ticket", refusal.Path},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := checkOneForm(tt.patterns, true, tt.path); got != tt.want {
@@ -254,8 +257,8 @@ func TestAbsoluteTarget(t *testing.T) {
 }
 
 func TestQueryIsAlmostFree(t *testing.T) {
-	for target, want := range map[string]Reason{
-		"/?a=//..%2f\\&b=%zz?;c": "", "/?a=\xff": "", "/?a=#b": PathSuspicious, "/?a=\x00": PathSuspicious, "/?a b": PathSuspicious,
+	for target, want := range map[string]refusal.Reason{
+		"/?a=//..%2f\\&b=%zz?;c": "", "/?a=\xff": "", "/?a=#b": refusal.PathSuspicious, "/?a=\x00": refusal.PathSuspicious, "/?a b": refusal.PathSuspicious,
 	} {
 		if got := checkOnePath("", target); got != want {
 			t.Errorf("%q: got %q, want %q", target, got, want)

@@ -24,6 +24,7 @@ import (
 	"portcullis/proxy/clientip"
 	"portcullis/proxy/lease"
 	"portcullis/proxy/origin"
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
 	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
@@ -106,7 +107,7 @@ type Proxy struct {
 	tickets  *ticket.Store[grant] // nil: there are none
 
 	log     *slog.Logger
-	lines   *lineLimit // of refusals in the log
+	report  *refusal.Reporter
 	waiting *waiting
 	present *presences
 	metrics *admin.Metrics
@@ -141,7 +142,6 @@ func New(c Config) (*Proxy, error) {
 	p := &Proxy{
 		token:        c.TokenEndpoint,
 		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		lines:        newLineLimit(),
 		metrics:      c.Metrics,
 		id:           rand.Text(),
 		looped:       rate.Sometimes{Interval: time.Minute},
@@ -161,6 +161,7 @@ func New(c Config) (*Proxy, error) {
 	if p.metrics == nil {
 		p.metrics = admin.NewMetrics(KnownReasons())
 	}
+	p.report = refusal.NewReporter(p.log, p.metrics)
 	if target, err := url.Parse(c.Upstream.URL); err == nil {
 		p.behind = target.Host
 	}
@@ -278,7 +279,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Connection", "close")
 	u := newUpgrade(w, r)
 	if !p.enter() {
-		p.refuse(u, &refusal{reason: Draining})
+		p.refuse(u, &refusal.Refusal{Reason: refusal.Draining})
 		return
 	}
 	defer p.requests.Done()
@@ -292,7 +293,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.serveEndpoint(u, act)
 		return
 	}
-	for _, step := range [...]func(*Proxy, *upgrade) *refusal{
+	for _, step := range [...]func(*Proxy, *upgrade) *refusal.Refusal{
 		(*Proxy).checkPath,       // not served 404; suspicious 400
 		(*Proxy).checkHandshake,  // not GET 405; not an upgrade, or of another version 426; malformed 400
 		(*Proxy).findClient,      // from here on limits know whom they limit
@@ -341,7 +342,7 @@ func (p *Proxy) leave(u *upgrade) {
 		panic(failure) // net/http closes the connection, and says nothing
 	default:
 		p.log.Error("panic", "value", failure, "stack", string(debug.Stack()))
-		p.refuse(u, &refusal{reason: Internal})
+		p.refuse(u, &refusal.Refusal{Reason: refusal.Internal})
 	}
 }
 

@@ -29,6 +29,7 @@ import (
 	"portcullis/proxy/clientip"
 	"portcullis/proxy/leaktest"
 	"portcullis/proxy/origin"
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
@@ -226,7 +227,7 @@ func (j *journal) contains(s string) bool {
 }
 
 // refused is how often the metric has counted a reason.
-func (g *gate) refused(t *testing.T, why Reason) float64 {
+func (g *gate) refused(t *testing.T, why refusal.Reason) float64 {
 	t.Helper()
 	return g.metric(t, "portcullis_upgrades_total", string(why))
 }

@@ -5,12 +5,12 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -33,7 +33,7 @@ func TestRefusals(t *testing.T) {
 	const bearer = `Bearer realm="portcullis"`
 
 	for _, tt := range []struct {
-		reason Reason
+		reason refusal.Reason
 		edit   func(*Config)
 		script func(net.Conn, *http.Request) // of the upstream
 		before string                        // a request that goes first; its answer does not matter
@@ -42,45 +42,45 @@ func TestRefusals(t *testing.T) {
 		header map[string]string // "…": any value
 		body   string            // how it begins, if not the reason's text
 	}{
-		{reason: PathSuspicious, raw: good("/a/%2e%2e/b"), status: 400, body: "suspicious path: a dot segment\n"},
-		{reason: Path, edit: func(c *Config) { c.Paths = []string{"/chat"} }, raw: good("/chats"), status: 404},
-		{reason: Method, raw: strings.Replace(good("/"), "GET", "PUT", 1), status: 405, header: map[string]string{"Allow": "GET"}},
-		{reason: NotWebSocket, raw: request("GET /?private="+secret+" HTTP/1.1", "Host: a"), status: 426,
+		{reason: refusal.PathSuspicious, raw: good("/a/%2e%2e/b"), status: 400, body: "suspicious path: a dot segment\n"},
+		{reason: refusal.Path, edit: func(c *Config) { c.Paths = []string{"/chat"} }, raw: good("/chats"), status: 404},
+		{reason: refusal.Method, raw: strings.Replace(good("/"), "GET", "PUT", 1), status: 405, header: map[string]string{"Allow": "GET"}},
+		{reason: refusal.NotWebSocket, raw: request("GET /?private="+secret+" HTTP/1.1", "Host: a"), status: 426,
 			header: map[string]string{"Upgrade": "websocket"}},
-		{reason: Version, raw: strings.Replace(good("/"), "Version: 13", "Version: 8", 1), status: 426,
+		{reason: refusal.Version, raw: strings.Replace(good("/"), "Version: 13", "Version: 8", 1), status: 426,
 			header: map[string]string{"Sec-Websocket-Version": "13"}},
-		{reason: Handshake, raw: without(good("/"), "Connection: Upgrade"), status: 400,
+		{reason: refusal.Handshake, raw: without(good("/"), "Connection: Upgrade"), status: 400,
 			body: "malformed WebSocket handshake: Connection does not contain upgrade\n"},
-		{reason: Origin, edit: func(c *Config) { c.Origin.Origins = []string{"https://a.example"} },
+		{reason: refusal.Origin, edit: func(c *Config) { c.Origin.Origins = []string{"https://a.example"} },
 			raw: good("/", "Origin: https://b.example"), status: 403},
-		{reason: RateAddress, edit: serving(ratelimit.Config{UpgradesPerIP: hour(1)}), before: good("/"), raw: good("/"), status: 429,
+		{reason: refusal.RateAddress, edit: serving(ratelimit.Config{UpgradesPerIP: hour(1)}), before: good("/"), raw: good("/"), status: 429,
 			header: map[string]string{"Retry-After": "…", "RateLimit-Policy": `"upgrades";q=1;w=3600`, "RateLimit": `"upgrades";r=0;t=3600`}},
-		{reason: AuthFailures, edit: serving(ratelimit.Config{AuthFailuresPerIP: hour(1)}),
+		{reason: refusal.AuthFailures, edit: serving(ratelimit.Config{AuthFailuresPerIP: hour(1)}),
 			before: handshake("/?token=bad"), raw: good("/"), status: 429, header: map[string]string{"Retry-After": "…"}},
-		{reason: RateGlobal, edit: serving(ratelimit.Config{Upgrades: hour(1)}), before: good("/"), raw: good("/"), status: 503,
+		{reason: refusal.RateGlobal, edit: serving(ratelimit.Config{Upgrades: hour(1)}), before: good("/"), raw: good("/"), status: 503,
 			header: map[string]string{"Retry-After": "…"}},
-		{reason: RateSubject, edit: serving(ratelimit.Config{UpgradesPerSubject: hour(1)}), before: good("/"), raw: good("/"), status: 429,
+		{reason: refusal.RateSubject, edit: serving(ratelimit.Config{UpgradesPerSubject: hour(1)}), before: good("/"), raw: good("/"), status: 429,
 			header: map[string]string{"Retry-After": "…"}},
-		{reason: SessionsAddress, edit: serving(ratelimit.Config{SessionsPerIP: 1}), before: good("/"), raw: good("/"), status: 429,
+		{reason: refusal.SessionsAddress, edit: serving(ratelimit.Config{SessionsPerIP: 1}), before: good("/"), raw: good("/"), status: 429,
 			header: map[string]string{"Retry-After": "…"}},
-		{reason: SessionsSubject, edit: serving(ratelimit.Config{SessionsPerSubject: 1}), before: good("/"), raw: good("/"), status: 429,
+		{reason: refusal.SessionsSubject, edit: serving(ratelimit.Config{SessionsPerSubject: 1}), before: good("/"), raw: good("/"), status: 429,
 			header: map[string]string{"Retry-After": "…"}},
-		{reason: SessionsTotal, edit: serving(ratelimit.Config{Sessions: 1}), before: good("/"), raw: good("/"), status: 503,
+		{reason: refusal.SessionsTotal, edit: serving(ratelimit.Config{Sessions: 1}), before: good("/"), raw: good("/"), status: 503,
 			header: map[string]string{"Retry-After": "…"}},
-		{reason: TokenMissing, raw: handshake("/?private=" + secret), status: 401, header: map[string]string{"Www-Authenticate": bearer}},
-		{reason: TokenMalformed, raw: handshake("/?token=%01" + secret), status: 401, body: "the token is malformed: ",
+		{reason: refusal.TokenMissing, raw: handshake("/?private=" + secret), status: 401, header: map[string]string{"Www-Authenticate": bearer}},
+		{reason: refusal.TokenMalformed, raw: handshake("/?token=%01" + secret), status: 401, body: "the token is malformed: ",
 			header: map[string]string{"Www-Authenticate": bearer + `, error="invalid_token"`}},
-		{reason: TokenConflict, raw: good("/", "Authorization: Bearer "+secret), status: 400,
+		{reason: refusal.TokenConflict, raw: good("/", "Authorization: Bearer "+secret), status: 400,
 			header: map[string]string{"Www-Authenticate": bearer + `, error="invalid_request"`}},
-		{reason: TokenRefused, raw: handshake("/?token=" + secret), status: 401,
+		{reason: refusal.TokenRefused, raw: handshake("/?token=" + secret), status: 401,
 			header: map[string]string{"Www-Authenticate": bearer + `, error="invalid_token"`}},
-		{reason: AuthUnavailable, raw: handshake("/?token=down&private=" + secret), status: 503, header: map[string]string{"Retry-After": "…"}},
-		{reason: UpstreamDial, edit: func(c *Config) { c.Upstream.URL = "ws://" + unreachable.Addr().String() }, raw: good("/"), status: 502},
-		{reason: UpstreamTimeout, edit: func(c *Config) { c.Upstream.HandshakeTimeout = 50 * time.Millisecond },
+		{reason: refusal.AuthUnavailable, raw: handshake("/?token=down&private=" + secret), status: 503, header: map[string]string{"Retry-After": "…"}},
+		{reason: refusal.UpstreamDial, edit: func(c *Config) { c.Upstream.URL = "ws://" + unreachable.Addr().String() }, raw: good("/"), status: 502},
+		{reason: refusal.UpstreamTimeout, edit: func(c *Config) { c.Upstream.HandshakeTimeout = 50 * time.Millisecond },
 			script: func(conn net.Conn, _ *http.Request) { conn.Read(make([]byte, 1)) }, raw: good("/"), status: 504},
-		{reason: UpstreamHandshake, script: func(conn net.Conn, r *http.Request) { io.WriteString(conn, "220 smtp "+r.RequestURI+"\r\n\r\n") },
+		{reason: refusal.UpstreamHandshake, script: func(conn net.Conn, r *http.Request) { io.WriteString(conn, "220 smtp "+r.RequestURI+"\r\n\r\n") },
 			raw: good("/"), status: 502},
-		{reason: UpstreamRefused, script: func(conn net.Conn, _ *http.Request) {
+		{reason: refusal.UpstreamRefused, script: func(conn net.Conn, _ *http.Request) {
 			io.WriteString(conn, "HTTP/1.1 418 Teapot\r\nSet-Cookie: a=1\r\nKeep-Alive: 5\r\nContent-Length: 6\r\n\r\nshort\n")
 		}, raw: good("/"), status: 418, body: "short\n", header: map[string]string{"Set-Cookie": "a=1", "Keep-Alive": "", "Content-Type": ""}},
 	} {
@@ -111,11 +111,11 @@ func TestRefusals(t *testing.T) {
 			if want := "\r\nConnection: close\r\n"; !strings.Contains(a.wire.String(), want) {
 				t.Errorf("no Connection: close in %q", a.wire.String())
 			}
-			if upgrades := strings.Contains(a.wire.String(), "\r\nConnection: Upgrade\r\n"); upgrades != (tt.reason == NotWebSocket) {
+			if upgrades := strings.Contains(a.wire.String(), "\r\nConnection: Upgrade\r\n"); upgrades != (tt.reason == refusal.NotWebSocket) {
 				t.Errorf("Connection: Upgrade: got %v", upgrades)
 			}
 			switch body := tt.body; {
-			case body == "" && a.body != answers[tt.reason].text+"\n", !strings.HasPrefix(a.body, body):
+			case body == "" && a.body != tt.reason.Text()+"\n", !strings.HasPrefix(a.body, body):
 				t.Errorf("body: got %q, want %q", a.body, body)
 			case strings.Count(a.body, "\n") != 1 || !strings.HasSuffix(a.body, "\n"):
 				t.Errorf("body: got %q, want one line", a.body)
@@ -143,22 +143,6 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// Reasons that TestRefusals does not have come about elsewhere.
-func TestEveryReasonHasAnAnswer(t *testing.T) {
-	silent := []Reason{Malformed, UpstreamRefused, ClientGone}
-	for reason, a := range answers {
-		if (a.status == 0) != slices.Contains(silent, reason) || (a.text == "") != (a.status == 0) {
-			t.Errorf("%s: status %d, text %q", reason, a.status, a.text)
-		}
-		if a.status == http.StatusServiceUnavailable && reason != RateGlobal && reason.retry() == 0 {
-			t.Errorf("%s: a 503 without Retry-After", reason)
-		}
-	}
-	if got := len(KnownReasons().RefusalReasons); got != len(answers) {
-		t.Errorf("known reasons: got %d, want %d", got, len(answers))
-	}
-}
-
 func TestInternalError(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, func(c *Config) {
 		c.Paths = []string{"/"}
@@ -173,85 +157,18 @@ func TestInternalError(t *testing.T) {
 	}
 }
 
-func TestJitter(t *testing.T) {
-	for _, tt := range []struct {
-		wait             time.Duration
-		least, most      int
-		differentAnswers int
-	}{
-		{1, 1, 3, 2},
-		{time.Second, 1, 4, 3},
-		{1500 * time.Millisecond, 2, 5, 3},
-		{time.Minute, 60, 92, 10},
-	} {
-		seen := make(map[int]bool)
-		for range 1000 {
-			got := jitter(tt.wait)
-			if got < tt.least || got > tt.most {
-				t.Fatalf("jitter(%v): got %d, want %d to %d", tt.wait, got, tt.least, tt.most)
-			}
-			seen[got] = true
-		}
-		if len(seen) < tt.differentAnswers {
-			t.Errorf("jitter(%v): %d different answers in 1000, want %d", tt.wait, len(seen), tt.differentAnswers)
-		}
-	}
-}
-
-func TestLineLimit(t *testing.T) {
-	l := newLineLimit()
-	start := time.Now()
-	allow := func(why Reason, after time.Duration) (allowed, firsts int) {
-		for range 150 {
-			ok, first := l.allow(why, start.Add(after))
-			if ok {
-				allowed++
-			}
-			if first {
-				firsts++
-			}
-		}
-		return allowed, firsts
-	}
-	for _, tt := range []struct {
-		name            string
-		why             Reason
-		after           time.Duration
-		take            int64
-		allowed, firsts int
-	}{
-		{"a burst", Path, 0, 0, 100, 1},
-		{"nothing yet", Path, 0, 0, 0, 0},
-		{"half a second later, nobody has told of the dropped", Path, 500 * time.Millisecond, 0, 50, 0},
-		{"told", Path, 1500 * time.Millisecond, 300, 100, 1},
-		{"of an overload one a second", Overload, 3 * time.Second, 50, 1, 1},
-		{"which is not over", Overload, 3900 * time.Millisecond, 149, 0, 1},
-		{"now it is", Overload, 4 * time.Second, 150, 1, 1},
-		{"others have theirs", Path, 4 * time.Second, 149, 99, 1},
-	} {
-		if tt.take > 0 {
-			if got := l.take(); got != tt.take {
-				t.Errorf("%s: dropped %d, want %d", tt.name, got, tt.take)
-			}
-		}
-		if allowed, firsts := allow(tt.why, tt.after); allowed != tt.allowed || firsts != tt.firsts {
-			t.Errorf("%s: got %d allowed and %d first, want %d and %d", tt.name, allowed, firsts, tt.allowed, tt.firsts)
-		}
-	}
-}
-
 // TestStormIsToldInOneLine has more refusals come than the log has room for.
 func TestStormIsToldInOneLine(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, nil)
 	const storm = 250
 	for range storm {
-		g.count(Path)
+		g.report.Report(&refusal.Refusal{Reason: refusal.Path})
 	}
 	line := g.journal.next(t, "refusals not logged")
 	if got := float64(g.journal.count("refused")) + line["count"].(float64); got != storm {
 		t.Errorf("lines and the count of those dropped: got %v together, want %d", got, storm)
 	}
-	if got := g.refused(t, Path); got != storm {
+	if got := g.refused(t, refusal.Path); got != storm {
 		t.Errorf("counted: got %v, want %d", got, storm)
 	}
 }

@@ -1,18 +1,15 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
-	"portcullis/proxy/frame"
 	"portcullis/proxy/header"
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
 )
 
@@ -37,8 +34,8 @@ func (p places) free() { <-p }
 // openToRefuse accepts a handshake that was right and came from an allowed origin, so that a browser's script, to which the
 // status of a failed handshake is kept secret, can be told the no by a Close frame (REFUSE_WITH_CLOSE). Where it does not,
 // the no stays an HTTP answer.
-func (p *Proxy) openToRefuse(u *upgrade, no *refusal) {
-	told := u.handshaken && no.reason != Origin && no.answerStatus() != 0
+func (p *Proxy) openToRefuse(u *upgrade, no *refusal.Refusal) {
+	told := u.handshaken && no.Reason != refusal.Origin && no.StatusCode() != 0
 	if !told || u.place != nil || u.hijacked != nil || !p.refused.take() {
 		return
 	}
@@ -51,14 +48,14 @@ func (u *upgrade) toldByClose() bool { return u.open && !u.started }
 
 // dismiss ends a socket that is open and no session's: Close, FIN, and then the wait for the client's own FIN. To close
 // with bytes of the client unread would reset the connection, and the reset would overtake the Close frame.
-func (p *Proxy) dismiss(u *upgrade, no *refusal) {
-	conn, code := u.hijacked, no.closeCode()
+func (p *Proxy) dismiss(u *upgrade, no *refusal.Refusal) {
+	conn := u.hijacked
+	code, wire := no.CloseFrame()
 	if code == 0 {
 		return
 	}
 	conn.SetDeadline(time.Now().Add(p.closeTimeout))
-	goodbye := frame.AppendControl(nil, frame.Server, frame.Close, frame.ClosePayload(code, no.closeReason()))
-	if _, err := conn.Write(goodbye); err != nil {
+	if _, err := conn.Write(wire); err != nil {
 		return
 	}
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
@@ -77,49 +74,6 @@ func discard(conn net.Conn) {
 			return
 		}
 	}
-}
-
-// closeCode is what a no comes to where the client has its 101 already. 0: no Close frame, for nobody is there.
-func (no *refusal) closeCode() int {
-	status := no.answerStatus()
-	switch {
-	case no.code != 0:
-		return no.code
-	case no.reason == Draining:
-		return frame.CodeGoingAway
-	case status == 0:
-		return 0
-	case no.reason == UpstreamHandshake, no.reason == Internal, no.reason == Loop:
-		return frame.CodeInternal // to try again will not help
-	case status == http.StatusTooManyRequests, status >= 500:
-		return frame.CodeTryAgain
-	case no.reason == UpstreamRefused:
-		return frame.CodeInternal // its 401 and 403 are not about our token
-	case status == http.StatusUnauthorized:
-		return frame.CodeUnauthorized
-	case status == http.StatusForbidden:
-		return frame.CodeForbidden
-	}
-	return frame.CodePolicy
-}
-
-// closeReason is the no in words, with what Retry-After says of it.
-func (no *refusal) closeReason() string {
-	if no.reason == ClientGone {
-		return "" // the answer to its own Close
-	}
-	text := "the upstream refuses the connection" // in words of its own, which may be anything
-	if no.reason != UpstreamRefused {
-		text = strings.TrimSuffix(string(no.line()), "\n")
-	}
-	retry, _ := strconv.Atoi(no.header.Get("Retry-After")) // the upstream's
-	if wait := cmp.Or(no.wait, no.reason.retry()); wait > 0 {
-		retry = jitter(wait)
-	}
-	if retry > 0 {
-		text += fmt.Sprintf("; retry in %d s", retry)
-	}
-	return text
 }
 
 // ownProtocol is the subprotocol to name in a 101 for which no upstream was asked: the first that was offered and is no

@@ -12,7 +12,6 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"portcullis/proxy/frame"
 	"portcullis/ratelimit"
 )
 
@@ -231,47 +230,5 @@ func TestRefuseWithCloseDoesNotWaitForEver(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the connection is still open")
 		}
-	}
-}
-
-func TestCloseWords(t *testing.T) {
-	for reason := range answers {
-		no := &refusal{reason: reason, wait: time.Hour}
-		if reason == UpstreamRefused {
-			no.status = 404
-		}
-		code, text := no.closeCode(), no.closeReason()
-		_, _, err := frame.ParseClose(frame.ClosePayload(code, text))
-		switch {
-		case code == 0:
-			if no.answerStatus() != 0 {
-				t.Errorf("%s has no code", reason)
-			}
-		case err != nil, len(text) > frame.MaxReason, code == 1014:
-			t.Errorf("%s: Close %d %q, %v", reason, code, text, err)
-		}
-	}
-	for _, tt := range []struct {
-		name string
-		no   refusal
-		code int
-	}{
-		{"draining", refusal{reason: Draining}, 1001},
-		{"denied", refusal{reason: TokenDenied}, 3003},
-		{"overload", refusal{reason: Overload}, 1013},
-		{"upstream not reached", refusal{reason: UpstreamDial}, 1013},
-		{"upstream silent", refusal{reason: UpstreamTimeout}, 1013},
-		{"upstream's nonsense", refusal{reason: UpstreamHandshake}, 1011},
-		{"upstream's 401", refusal{reason: UpstreamRefused, status: 401}, 1011},
-		{"upstream's 429", refusal{reason: UpstreamRefused, status: 429}, 1013},
-		{"upstream's 500", refusal{reason: UpstreamRefused, status: 500}, 1013},
-		{"our fault", refusal{reason: Internal}, 1011},
-		{"gone", refusal{reason: ClientGone}, 0},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.no.closeCode(); got != tt.code {
-				t.Errorf("got %d, want %d", got, tt.code)
-			}
-		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"portcullis/proxy/frame"
+	"portcullis/proxy/refusal"
 )
 
 // sessionHeader has a session's id: in the 101, and in a request to renew it.
@@ -50,10 +51,10 @@ var errNotRenewed = errors.New("no session with that id and of that subject can 
 
 // renew is POST /.portcullis/session: the session that Portcullis-Session names lives on by the token in Authorization, for
 // as long as that holds, and by no other. Unknown ids, other subjects and bad tokens are refused alike.
-func (p *Proxy) renew(u *upgrade) *refusal {
-	no := p.tryBearer(u, func() *refusal {
+func (p *Proxy) renew(u *upgrade) *refusal.Refusal {
+	no := p.tryBearer(u, func() *refusal.Refusal {
 		if !p.extend(u) {
-			return &refusal{reason: TokenRefused, err: errNotRenewed}
+			return &refusal.Refusal{Reason: refusal.TokenRefused, Err: errNotRenewed}
 		}
 		return nil
 	})
@@ -61,8 +62,8 @@ func (p *Proxy) renew(u *upgrade) *refusal {
 	case no == nil:
 		u.answer(renewed{timestamp(termsOf(u.decision).End())})
 		return nil
-	case no.reason.aboutCredential():
-		return &refusal{reason: TokenRefused, err: no.err, header: challenge("invalid_token")}
+	case no.Reason.ChargesFailure():
+		return &refusal.Refusal{Reason: refusal.TokenRefused, Err: no.Err, Header: challenge("invalid_token")}
 	}
 	return no
 }

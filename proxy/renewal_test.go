@@ -11,6 +11,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -136,7 +137,7 @@ func TestRenewalsAreRefusedAlike(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 			charged++
-			if got := g.refused(t, TokenRefused); got != float64(charged) {
+			if got := g.refused(t, refusal.TokenRefused); got != float64(charged) {
 				t.Errorf("counted %v times, want %d", got, charged)
 			}
 		})

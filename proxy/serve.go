@@ -15,6 +15,7 @@ import (
 
 	"portcullis/proxy/certificate"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/refusal"
 )
 
 const (
@@ -138,7 +139,7 @@ func (p *Proxy) Cut() {
 	if p.tickets != nil {
 		p.tickets.Close()
 	}
-	p.tellDropped()
+	p.report.Flush()
 	p.auth.Close()
 }
 
@@ -273,6 +274,6 @@ func (p *Proxy) connState(c net.Conn, state http.ConnState) {
 		m.asking = true
 	case state == http.StateClosed && m.asking && m.answered && !p.isClosing():
 		peer := clientip.ParsePeer(c.RemoteAddr().String())
-		p.count(Malformed, slog.String("client", peer.Addr().Unmap().String()))
+		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", peer.Addr().Unmap().String()))
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"portcullis/proxy/refusal"
 	"runtime"
 	"strings"
 	"testing"
@@ -46,7 +47,7 @@ func TestMalformedRequestsAreCounted(t *testing.T) {
 			if line["reason"] != "malformed" || line["client"] != "127.0.0.1" {
 				t.Errorf("line: got %v, want malformed and the client", line)
 			}
-			if got := g.refused(t, Malformed); got != 1 {
+			if got := g.refused(t, refusal.Malformed); got != 1 {
 				t.Errorf("counted %v times, want once", got)
 			}
 		})
@@ -79,7 +80,7 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 		{"upgraded", []http.ConnState{http.StateNew, http.StateActive, handled, http.StateHijacked}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			before := g.refused(t, Malformed)
+			before := g.refused(t, refusal.Malformed)
 			tcp, err := net.Dial("tcp", elsewhere.Addr().String())
 			if err != nil {
 				t.Fatal(err)
@@ -99,7 +100,7 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 					g.connState(conn, state)
 				}
 			}
-			if got := g.refused(t, Malformed) - before; got != tt.want {
+			if got := g.refused(t, refusal.Malformed) - before; got != tt.want {
 				t.Errorf("counted %v times, want %v", got, tt.want)
 			}
 		})
@@ -195,13 +196,13 @@ func TestUpgradeThatEndsWhileDrainingGets503(t *testing.T) {
 	drained := g.drain(t.Context())
 	g.waitClosing()
 	close(closing)
-	if a := readAnswer(t, conn); a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.body != answers[Draining].text+"\n" {
+	if a := readAnswer(t, conn); a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.body != refusal.Draining.Text()+"\n" {
 		t.Errorf("got %d %q, want 503", a.StatusCode, a.body)
 	}
 	if err := result(t, drained); err != nil {
 		t.Errorf("Drain: %v", err)
 	}
-	if got := g.refused(t, Draining); got != 1 {
+	if got := g.refused(t, refusal.Draining); got != 1 {
 		t.Errorf("counted %v times, want once", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"portcullis/proxy/admin"
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
@@ -20,7 +21,7 @@ import (
 const switchTimeout = 10 * time.Second
 
 // connect opens the connection to the upstream, its handshake included.
-func (p *Proxy) connect(u *upgrade) *refusal {
+func (p *Proxy) connect(u *upgrade) *refusal.Refusal {
 	began := time.Now()
 	conn, err := p.upstream.Connect(u.r.Context(), p.upstreamRequest(u))
 	if err != nil {
@@ -31,13 +32,13 @@ func (p *Proxy) connect(u *upgrade) *refusal {
 	p.metrics.UpstreamDial(admin.DialConnected, conn.DialTime)
 	u.upstream = conn
 	if chosen := ownProtocol(u.r.Header); u.open && conn.Protocol != chosen {
-		return &refusal{reason: UpstreamHandshake, err: errors.New("it does not choose the subprotocol that the client has been told")}
+		return &refusal.Refusal{Reason: refusal.UpstreamHandshake, Err: errors.New("it does not choose the subprotocol that the client has been told")}
 	}
 	return nil
 }
 
 // upstreamRefusal is the no to a client that could not be connected, and the metric's word for it.
-func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
+func (p *Proxy) upstreamRefusal(err error) (no *refusal.Refusal, result string) {
 	refused, isRefused := errors.AsType[*upstream.RefusedError](err)
 	dial, isDial := errors.AsType[*upstream.DialError](err)
 	handshake, isHandshake := errors.AsType[*upstream.HandshakeError](err)
@@ -47,19 +48,19 @@ func (p *Proxy) upstreamRefusal(err error) (no *refusal, result string) {
 	case errors.Is(err, context.Canceled):
 		return p.gone(err), admin.DialAborted
 	case isDial && exhausted(err):
-		return &refusal{reason: Overload, err: err}, admin.DialOverload
+		return &refusal.Refusal{Reason: refusal.Overload, Err: err}, admin.DialOverload
 	case isDial && dial.Timeout(), isHandshake && handshake.Timeout():
-		return &refusal{reason: UpstreamTimeout, err: err}, admin.DialTimeout
+		return &refusal.Refusal{Reason: refusal.UpstreamTimeout, Err: err}, admin.DialTimeout
 	case isDial:
-		return &refusal{reason: UpstreamDial, err: err}, admin.DialFailed
+		return &refusal.Refusal{Reason: refusal.UpstreamDial, Err: err}, admin.DialFailed
 	case isHandshake:
-		return &refusal{reason: UpstreamHandshake, err: err}, admin.DialHandshake
+		return &refusal.Refusal{Reason: refusal.UpstreamHandshake, Err: err}, admin.DialHandshake
 	}
-	return &refusal{reason: Internal, err: err}, admin.DialFailed
+	return &refusal.Refusal{Reason: refusal.Internal, Err: err}, admin.DialFailed
 }
 
 // takeOver takes the client's connection over from net/http and answers 101, where there is no session yet, and maybe never.
-func (p *Proxy) takeOver(u *upgrade) *refusal {
+func (p *Proxy) takeOver(u *upgrade) *refusal.Refusal {
 	if no := p.hijack(u); no != nil {
 		return no
 	}
@@ -68,10 +69,10 @@ func (p *Proxy) takeOver(u *upgrade) *refusal {
 
 // hijack takes the client's connection over from net/http. Until then every no is an ordinary answer; after it there is none,
 // and after the 101 it is a Close frame.
-func (p *Proxy) hijack(u *upgrade) *refusal {
+func (p *Proxy) hijack(u *upgrade) *refusal.Refusal {
 	conn, buffered, err := http.NewResponseController(u.w).Hijack()
 	if err != nil {
-		return &refusal{reason: Internal, err: err}
+		return &refusal.Refusal{Reason: refusal.Internal, Err: err}
 	}
 	u.hijacked = unmarked(conn)
 	u.early = make([]byte, buffered.Reader.Buffered())
@@ -82,10 +83,10 @@ func (p *Proxy) hijack(u *upgrade) *refusal {
 }
 
 // write writes to the client in place of net/http, the 101 first, and leaves no deadline: HTTP's are none of the session's (traefik#10589).
-func (u *upgrade) write(b []byte) *refusal {
+func (u *upgrade) write(b []byte) *refusal.Refusal {
 	u.hijacked.SetDeadline(time.Now().Add(switchTimeout))
 	if _, err := u.hijacked.Write(b); err != nil {
-		return &refusal{reason: ClientGone, err: err}
+		return &refusal.Refusal{Reason: refusal.ClientGone, Err: err}
 	}
 	u.hijacked.SetDeadline(time.Time{})
 	u.open = true
@@ -93,9 +94,9 @@ func (u *upgrade) write(b []byte) *refusal {
 }
 
 // switchProtocols answers 101, unless the client has it already, and hands both connections to the relay.
-func (p *Proxy) switchProtocols(u *upgrade) *refusal {
+func (p *Proxy) switchProtocols(u *upgrade) *refusal.Refusal {
 	if p.isClosing() {
-		return &refusal{reason: Draining}
+		return &refusal.Refusal{Reason: refusal.Draining}
 	}
 	var answer []byte
 	if !u.open {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"portcullis/proxy/auth"
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/ticket"
 )
 
@@ -35,17 +36,17 @@ func newTickets(c *Config) *ticket.Store[grant] {
 }
 
 // issueTicket is POST /.portcullis/ticket: a ticket for the token in Authorization.
-func (p *Proxy) issueTicket(u *upgrade) *refusal {
+func (p *Proxy) issueTicket(u *upgrade) *refusal.Refusal {
 	var a issued
-	no := p.tryBearer(u, func() *refusal {
+	no := p.tryBearer(u, func() *refusal.Refusal {
 		g := grant{u.credential, u.decision}
 		g.credential.Token = strings.Clone(g.credential.Token) // not the request with it
 		text, until, err := p.tickets.Issue(ticket.Owner{Address: u.address, Subject: u.decision.Subject}, g)
 		switch {
 		case errors.Is(err, ticket.ErrOwner):
-			return &refusal{reason: Tickets}
+			return &refusal.Refusal{Reason: refusal.Tickets}
 		case err != nil:
-			return &refusal{reason: TicketsTotal}
+			return &refusal.Refusal{Reason: refusal.TicketsTotal}
 		}
 		p.log.LogAttrs(u.r.Context(), slog.LevelDebug, "ticket issued",
 			slog.String("subject", u.decision.Subject), slog.String("client", u.client.Addr.String()))

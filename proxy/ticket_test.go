@@ -14,6 +14,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"portcullis/proxy/refusal"
 	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
 )
@@ -87,55 +88,55 @@ func TestTicketAttacks(t *testing.T) {
 		owner  string                                        // the address that asks for the ticket
 		raw    func(t *testing.T, g *gate, tk string) string // what is sent with it
 		status int
-		reason Reason
+		reason refusal.Reason
 	}{
 		{"none", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.1")) }, 101, ""},
 		{"replayed", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			g.send(t, handshake("/?ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
-		}, 401, TokenRefused},
+		}, 401, refusal.TokenRefused},
 		{"replayed after an upgrade that failed later", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			g.send(t, handshake("/?token=other&ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
-		}, 401, TokenRefused},
-		{"from another address", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, TokenRefused},
+		}, 401, refusal.TokenRefused},
+		{"from another address", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, refusal.TokenRefused},
 		{"from another network", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk, from("2001:db8:0:1::1"))
-		}, 401, TokenRefused},
+		}, 401, refusal.TokenRefused},
 		{"from the same /64", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk, from("2001:db8::ffff:2"))
 		}, 101, ""},
 		{"from another address, not bound", func(c *Config) { c.TicketBindIP = false }, "192.0.2.1",
 			func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8::1")) }, 101, ""},
-		{"made up", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 43)) }, 401, TokenRefused},
+		{"made up", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 43)) }, 401, refusal.TokenRefused},
 		{"cut short", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk[:42], from("192.0.2.1"))
-		}, 401, TokenRefused},
-		{"as a token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, TokenRefused},
+		}, 401, refusal.TokenRefused},
+		{"as a token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, refusal.TokenRefused},
 		{"in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/", "Authorization: Bearer "+tk, from("192.0.2.1"))
-		}, 401, TokenRefused},
-		{"for another ticket", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return post(ticketPath, tk, from("192.0.2.1")) }, 401, TokenRefused},
+		}, 401, refusal.TokenRefused},
+		{"for another ticket", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return post(ticketPath, tk, from("192.0.2.1")) }, 401, refusal.TokenRefused},
 		{"beside its own token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=wonder", from("192.0.2.1"))
 		}, 101, ""},
 		{"beside another token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=good", from("192.0.2.1"))
-		}, 400, TokenConflict},
+		}, 400, refusal.TokenConflict},
 		{"beside another token in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk, "Authorization: Bearer good", from("192.0.2.1"))
-		}, 400, TokenConflict},
+		}, 400, refusal.TokenConflict},
 		{"beside no token by its looks", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=%01", from("192.0.2.1"))
-		}, 401, TokenMalformed},
+		}, 401, refusal.TokenMalformed},
 		{"two", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
 			return handshake("/?ticket="+tk+"&ticket="+g.ticket(t, "wonder", from("192.0.2.1")), from("192.0.2.1"))
-		}, 400, TokenConflict},
-		{"not escaped properly", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=%zz") }, 401, TokenMalformed},
-		{"empty", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=") }, 401, TokenMissing},
+		}, 400, refusal.TokenConflict},
+		{"not escaped properly", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=%zz") }, 401, refusal.TokenMalformed},
+		{"empty", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=") }, 401, refusal.TokenMissing},
 		{"as large as a header may be", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
 			return handshake("/?ticket=" + strings.Repeat("A", 60<<10))
-		}, 401, TokenMalformed},
+		}, 401, refusal.TokenMalformed},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBackend(t, nil)
@@ -251,8 +252,8 @@ func TestUnusedTicketsAreCapped(t *testing.T) {
 	if want := "200 200 429 200 503 503"; strings.Join(got, " ") != want {
 		t.Errorf("got %s, want %s", strings.Join(got, " "), want)
 	}
-	if g.refused(t, Tickets) != 1 || g.refused(t, TicketsTotal) != 2 {
-		t.Errorf("counted %v and %v, want 1 and 2", g.refused(t, Tickets), g.refused(t, TicketsTotal))
+	if g.refused(t, refusal.Tickets) != 1 || g.refused(t, refusal.TicketsTotal) != 2 {
+		t.Errorf("counted %v and %v, want 1 and 2", g.refused(t, refusal.Tickets), g.refused(t, refusal.TicketsTotal))
 	}
 }
 

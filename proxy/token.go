@@ -1,6 +1,9 @@
 package proxy
 
-import "net/http"
+import (
+	"net/http"
+	"portcullis/proxy/refusal"
+)
 
 // tokenPath is where Config.TokenEndpoint answers.
 const tokenPath = "/token"
@@ -13,7 +16,7 @@ func (p *Proxy) isTokenRequest(u *upgrade) bool {
 // serveToken answers /token. A token can be tried there as in an upgrade, so it costs as much: the address's rate, the global
 // one, and for a wrong token the address's failure budget.
 func (p *Proxy) serveToken(u *upgrade) {
-	for _, step := range [...]func(*Proxy, *upgrade) *refusal{
+	for _, step := range [...]func(*Proxy, *upgrade) *refusal.Refusal{
 		(*Proxy).findClient,
 		(*Proxy).checkRates,
 		(*Proxy).tryToken,
@@ -26,7 +29,7 @@ func (p *Proxy) serveToken(u *upgrade) {
 	}
 }
 
-func (p *Proxy) tryToken(u *upgrade) *refusal {
+func (p *Proxy) tryToken(u *upgrade) *refusal.Refusal {
 	attempt, no := p.attempt(u)
 	if no != nil {
 		return no
@@ -36,7 +39,7 @@ func (p *Proxy) tryToken(u *upgrade) *refusal {
 	p.token.ServeHTTP(answer, u.r)
 	if answer.status == http.StatusBadRequest {
 		attempt.Charge()
-		p.record(u, &refusal{reason: TokenRefused, status: answer.status})
+		p.record(u, &refusal.Refusal{Reason: refusal.TokenRefused, Status: answer.status})
 	}
 	return nil
 }

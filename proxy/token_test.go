@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -42,26 +43,26 @@ func TestTokenEndpoint(t *testing.T) {
 		raw    string
 		status int
 		body   string
-		reason Reason // counted once; "": none
+		reason refusal.Reason // counted once; "": none
 	}{
 		{"good", nil, nil, tokenRequest("good"), 200, "1", ""},
-		{"bad", nil, nil, tokenRequest("bad"), 400, "0", TokenRefused},
+		{"bad", nil, nil, tokenRequest("bad"), 400, "0", refusal.TokenRefused},
 		{"good ones cost nothing", func(c *Config) { c.Limits = ratelimit.Config{AuthFailuresPerIP: hour(1)} },
 			[]string{tokenRequest("good"), tokenRequest("good")}, tokenRequest("good"), 200, "1", ""},
 		{"guessing", func(c *Config) { c.Limits = ratelimit.Config{AuthFailuresPerIP: hour(2)} },
-			[]string{tokenRequest("bad"), tokenRequest("bad")}, tokenRequest("good"), 429, answers[AuthFailures].text + "\n", AuthFailures},
+			[]string{tokenRequest("bad"), tokenRequest("bad")}, tokenRequest("good"), 429, refusal.AuthFailures.Text() + "\n", refusal.AuthFailures},
 		{"guessing there shuts the gate too", func(c *Config) { c.Limits = ratelimit.Config{AuthFailuresPerIP: hour(1)} },
-			[]string{tokenRequest("bad")}, handshake("/?token=good"), 429, answers[AuthFailures].text + "\n", AuthFailures},
+			[]string{tokenRequest("bad")}, handshake("/?token=good"), 429, refusal.AuthFailures.Text() + "\n", refusal.AuthFailures},
 		{"guessing at the gate shuts it too", func(c *Config) { c.Limits = ratelimit.Config{AuthFailuresPerIP: hour(1)} },
-			[]string{handshake("/?token=bad")}, tokenRequest("good"), 429, answers[AuthFailures].text + "\n", AuthFailures},
+			[]string{handshake("/?token=bad")}, tokenRequest("good"), 429, refusal.AuthFailures.Text() + "\n", refusal.AuthFailures},
 		{"address's rate", func(c *Config) { c.Limits = ratelimit.Config{UpgradesPerIP: hour(1)} },
-			[]string{tokenRequest("good")}, tokenRequest("good"), 429, answers[RateAddress].text + "\n", RateAddress},
+			[]string{tokenRequest("good")}, tokenRequest("good"), 429, refusal.RateAddress.Text() + "\n", refusal.RateAddress},
 		{"global rate", func(c *Config) { c.Limits = ratelimit.Config{Upgrades: hour(1)} },
-			[]string{tokenRequest("good")}, tokenRequest("good"), 503, answers[RateGlobal].text + "\n", RateGlobal},
+			[]string{tokenRequest("good")}, tokenRequest("good"), 503, refusal.RateGlobal.Text() + "\n", refusal.RateGlobal},
 		{"claimed by PATHS", func(c *Config) { c.Paths = []string{"/token"} }, nil, tokenRequest("good"), 426,
-			answers[NotWebSocket].text + "\n", NotWebSocket},
-		{"none", func(c *Config) { c.TokenEndpoint = nil }, nil, tokenRequest("good"), 404, answers[Path].text + "\n", Path},
-		{"elsewhere", nil, nil, request("GET /token/ HTTP/1.1", "Host: a"), 404, answers[Path].text + "\n", Path},
+			refusal.NotWebSocket.Text() + "\n", refusal.NotWebSocket},
+		{"none", func(c *Config) { c.TokenEndpoint = nil }, nil, tokenRequest("good"), 404, refusal.Path.Text() + "\n", refusal.Path},
+		{"elsewhere", nil, nil, request("GET /token/ HTTP/1.1", "Host: a"), 404, refusal.Path.Text() + "\n", refusal.Path},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := bundled(t, tt.edit)
@@ -75,7 +76,7 @@ func TestTokenEndpoint(t *testing.T) {
 			if tt.reason != "" && g.refused(t, tt.reason) != 1 {
 				t.Errorf("%s: counted %v times, want once", tt.reason, g.refused(t, tt.reason))
 			}
-			if isToken := tt.reason == "" || tt.status == 400 || tt.status == 503 || tt.reason == RateAddress; isToken {
+			if isToken := tt.reason == "" || tt.status == 400 || tt.status == 503 || tt.reason == refusal.RateAddress; isToken {
 				if got := a.Header.Values("Access-Control-Allow-Origin"); len(got) != 1 || got[0] != "*" {
 					t.Errorf("Access-Control-Allow-Origin: got %q, want *, once", got)
 				}

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"portcullis/proxy/header"
+	"portcullis/proxy/refusal"
 )
 
 // viaHeader lists the gates that a request has come through, the nearest last, each by an id that it has made up at its start.
@@ -18,7 +19,7 @@ const (
 )
 
 // checkLoop refuses what has been here before. A list that no gate writes is refused too: it was to pass for one.
-func (p *Proxy) checkLoop(u *upgrade) *refusal {
+func (p *Proxy) checkLoop(u *upgrade) *refusal.Refusal {
 	gates := 0
 	for id := range header.Elements(u.r.Header[viaHeader]) {
 		if gates++; gates > maxVia {
@@ -29,13 +30,13 @@ func (p *Proxy) checkLoop(u *upgrade) *refusal {
 			p.looped.Do(func() {
 				p.log.Warn("UPSTREAM_URL leads back to this gate: what is sent there comes in here again", "upstream", p.behind)
 			})
-			return &refusal{reason: Loop}
+			return &refusal.Refusal{Reason: refusal.Loop}
 		case len(id) > maxViaID || !header.IsToken(id):
 			return malformed("Portcullis-Via is not a list of gates' ids")
 		}
 	}
 	if gates >= maxVia {
-		return &refusal{reason: Loop, detail: "it has come through 16 gates"} // our id would be one more
+		return &refusal.Refusal{Reason: refusal.Loop, Detail: "it has come through 16 gates"} // our id would be one more
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"portcullis/proxy/refusal"
 	"portcullis/upstream"
 )
 
@@ -29,11 +30,11 @@ func TestGateThatIsItsOwnUpstream(t *testing.T) {
 	t.Run("by HTTP", func(t *testing.T) {
 		g := behindItself(t, nil)
 		for range 2 {
-			if a := g.send(t, handshake("/?token=good")); a.StatusCode != 508 || a.body != answers[Loop].text+"\n" {
+			if a := g.send(t, handshake("/?token=good")); a.StatusCode != 508 || a.body != refusal.Loop.Text()+"\n" {
 				t.Errorf("got %d %q, want 508", a.StatusCode, a.body)
 			}
 		}
-		if looped, passedOn := g.refused(t, Loop), g.refused(t, UpstreamRefused); looped != 2 || passedOn != 2 {
+		if looped, passedOn := g.refused(t, refusal.Loop), g.refused(t, refusal.UpstreamRefused); looped != 2 || passedOn != 2 {
 			t.Errorf("counted %v loops and %v refusals of the upstream, want 2 and 2", looped, passedOn)
 		}
 		if line := g.journal.next(t, warning); line["level"] != "WARN" || g.journal.count(warning) != 1 {
@@ -43,7 +44,7 @@ func TestGateThatIsItsOwnUpstream(t *testing.T) {
 	t.Run("by Close frame", func(t *testing.T) {
 		g := behindItself(t, refusingWithClose())
 		code, reason := g.upgraded(t, handshake("/?token=good")).lastWords(t)
-		if code != 1011 || reason != answers[Loop].text {
+		if code != 1011 || reason != refusal.Loop.Text() {
 			t.Errorf("got Close %d %q, want 1011", code, reason)
 		}
 	})
@@ -76,28 +77,28 @@ func TestCheckLoop(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		lines []string
-		want  Reason
+		want  refusal.Reason
 	}{
 		{"none", nil, ""},
 		{"another", []string{ids(1)}, ""},
 		{"15 others", []string{ids(15)}, ""},
-		{"16 others: ours does not fit", []string{ids(16)}, Loop},
-		{"16 in two lines", []string{ids(8), ids(8)}, Loop},
-		{"a thousand, the last malformed", []string{ids(1000) + ", ?;"}, Loop},
-		{"ours", []string{g.id}, Loop},
-		{"ours among others", []string{ids(14) + "," + g.id, ids(1)}, Loop},
+		{"16 others: ours does not fit", []string{ids(16)}, refusal.Loop},
+		{"16 in two lines", []string{ids(8), ids(8)}, refusal.Loop},
+		{"a thousand, the last malformed", []string{ids(1000) + ", ?;"}, refusal.Loop},
+		{"ours", []string{g.id}, refusal.Loop},
+		{"ours among others", []string{ids(14) + "," + g.id, ids(1)}, refusal.Loop},
 		{"ours in other case is another's", []string{strings.ToLower(g.id)}, ""},
-		{"empty", []string{""}, Handshake},
-		{"empty element", []string{"a,,b"}, Handshake},
-		{"two words", []string{"a b"}, Handshake},
-		{"as Via has it", []string{"1.1 gate (x)"}, Handshake},
+		{"empty", []string{""}, refusal.Handshake},
+		{"empty element", []string{"a,,b"}, refusal.Handshake},
+		{"two words", []string{"a b"}, refusal.Handshake},
+		{"as Via has it", []string{"1.1 gate (x)"}, refusal.Handshake},
 		{"64 bytes", []string{strings.Repeat("a", 64)}, ""},
-		{"65 bytes", []string{strings.Repeat("a", 65)}, Handshake},
+		{"65 bytes", []string{strings.Repeat("a", 65)}, refusal.Handshake},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var got Reason
+			var got refusal.Reason
 			if no := g.checkLoop(&upgrade{r: &http.Request{Header: http.Header{viaHeader: tt.lines}}}); no != nil {
-				got = no.reason
+				got = no.Reason
 			}
 			if got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
