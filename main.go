@@ -239,12 +239,12 @@ func (p *program) chooseBackend() error {
 		return err
 	}
 	p.Proxy.Upstream.URL = p.backend.URL()
-	if len(p.Proxy.Paths) == 0 && !p.Proxy.PathsUnsafeForms { // which wants PATHS, and says so
-		p.Proxy.Paths = []string{"/"}
+	if len(p.Proxy.Gate.Paths) == 0 && !p.Proxy.Gate.PathsUnsafeForms { // which wants PATHS, and says so
+		p.Proxy.Gate.Paths = []string{"/"}
 	}
 	if bundledTokens {
 		p.Proxy.Auth.URL = p.backend.TokenURL()
-		p.Proxy.TokenEndpoint = p.backend.Token()
+		p.Proxy.API.TokenEndpoint = p.backend.Token()
 	}
 	return nil
 }
@@ -365,7 +365,7 @@ func (p *program) close() {
 // announce says what listens where: in the log for an operator, and in words for the newcomer who runs the bundled backend.
 func (p *program) announce(front net.Addr) {
 	upstream, _, _ := strings.Cut(p.Proxy.Upstream.URL, "?") // a query may hold a credential
-	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.TLSCertFile != "", "upstream", upstream}
+	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.Front.CertFile != "", "upstream", upstream}
 	if most := proxy.Descriptors(); most > 0 {
 		attrs = append(attrs, "descriptors", most)
 	}
@@ -376,8 +376,8 @@ func (p *program) announce(front net.Addr) {
 	if p.backend == nil {
 		return
 	}
-	greeting := echo.Greeting{Command: os.Args[0], Addr: dialable(front), TLS: p.Proxy.TLSCertFile != "",
-		Auth: p.Proxy.Auth.Mode != "none", Tokens: p.Proxy.TokenEndpoint != nil}
+	greeting := echo.Greeting{Command: os.Args[0], Addr: dialable(front), TLS: p.Proxy.Front.CertFile != "",
+		Auth: p.Proxy.Auth.Mode != "none", Tokens: p.Proxy.API.TokenEndpoint != nil}
 	if strings.Contains(greeting.Command, "go-build") { // the temporary binary of go run
 		greeting.Command = "go run ."
 	}

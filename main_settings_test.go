@@ -234,7 +234,7 @@ func TestListsAreTrimmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct{ got, want []string }{
-		{c.Proxy.Paths, []string{"/a", "/b"}},
+		{c.Proxy.Gate.Paths, []string{"/a", "/b"}},
 		{c.Proxy.Origin.Origins, []string{"https://a.example", "https://b.example"}},
 		{c.Proxy.ClientIP.TrustedProxies, []string{"10.0.0.1", "10.0.0.2"}},
 		{c.Proxy.Auth.Audience, []string{"a", "b"}},

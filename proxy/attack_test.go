@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"portcullis/proxy/header"
 	"portcullis/upstream"
@@ -85,7 +83,7 @@ func TestDotSegmentsAndTheirEscapes(t *testing.T) {
 		t.Run(path, func(t *testing.T) {
 			b := newBackend(t, nil)
 			for _, paths := range [][]string{nil, {"*"}} {
-				g := newGate(t, b.url, func(c *Config) { c.Paths = paths })
+				g := newGate(t, b.url, func(c *Config) { c.Gate.Paths = paths })
 				if a := g.send(t, handshake(path+"?token=good")); a.StatusCode != 400 {
 					t.Errorf("PATHS %q: got %d, want 400", paths, a.StatusCode)
 				}
@@ -98,7 +96,7 @@ func TestDotSegmentsAndTheirEscapes(t *testing.T) {
 // GHSA-fvhj-4qfh-q2hm: what was checked must be what goes upstream.
 func TestPathAndQueryGoUpstreamByteForByte(t *testing.T) {
 	b := newBackend(t, nil)
-	g := newGate(t, b.url, func(c *Config) { c.Paths = []string{"*"} })
+	g := newGate(t, b.url, func(c *Config) { c.Gate.Paths = []string{"*"} })
 	for _, tt := range []struct{ sent, want string }{
 		{"/a%2Fb//c%5Cd%20~%7e?x=%zz&token=good&y=a+b%20;c", "/a%2Fb//c%5Cd%20~%7e?x=%zz&y=a+b%20;c"},
 		{"/caf\xc3\xa9?%74oken=good", "/caf\xc3\xa9"},
@@ -260,30 +258,6 @@ func TestEarlyBytesBothWays(t *testing.T) {
 	if got := <-got; got != fromClient {
 		t.Errorf("upstream got %q, want %q", got, fromClient)
 	}
-}
-
-// traefik#10589, traefik#10601: the deadlines that net/http leaves on a connection would end the session at some later time.
-func TestDeadlinesEndWithTheHandshake(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		here, there := net.Pipe()
-		defer here.Close()
-		here.SetDeadline(time.Now().Add(time.Minute))
-		go func() {
-			io.CopyN(io.Discard, there, 3)
-			time.Sleep(24 * time.Hour)
-			io.WriteString(there, "late")
-			io.Copy(io.Discard, there)
-		}()
-		if no := (&upgrade{hijacked: here}).write([]byte("101")); no != nil {
-			t.Fatal(no.Err)
-		}
-		if n, err := io.ReadFull(here, make([]byte, 4)); err != nil {
-			t.Errorf("read after a day: got %d bytes, %v", n, err)
-		}
-		if _, err := here.Write([]byte("later")); err != nil {
-			t.Errorf("write after a day: got %v", err)
-		}
-	})
 }
 
 // CVE-2018-1002105: tunnel only after a 101 that is right in every part.
@@ -462,35 +436,6 @@ func TestPageElsewhereOpensNothing(t *testing.T) {
 	}
 }
 
-// A request whose header does not end is not waited for, or a few such requests take every descriptor (slowloris).
-func TestHeaderThatDoesNotEnd(t *testing.T) {
-	c := defaults(t)
-	c.Auth.URL, c.Upstream.URL = "http://127.0.0.1", "ws://127.0.0.1"
-	p, err := New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := p.server.ReadHeaderTimeout; got <= 0 || got > headerTimeout {
-		t.Errorf("a header may take %v, want at most %v", got, headerTimeout)
-	}
-	p.server.ReadHeaderTimeout = 50 * time.Millisecond
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- p.Serve(l) }()
-	conn := (&gate{addr: l.Addr().String()}).dial(t)
-	io.WriteString(conn, strings.TrimSuffix(handshake("/?token=good"), "\r\n"))
-	if answer, err := io.ReadAll(conn); isTimeout(err) {
-		t.Errorf("the connection stays open, answered %q", answer)
-	}
-	p.Cut()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
-}
-
 // A terminating relay could not read compressed frames.
 func TestNoExtensionsWhereTheRelayTerminates(t *testing.T) {
 	for mode, want := range map[string]string{"passthrough": "permessage-deflate", "terminate": ""} {
@@ -501,6 +446,74 @@ func TestNoExtensionsWhereTheRelayTerminates(t *testing.T) {
 			if got := b.next(t).Header.Get("Sec-WebSocket-Extensions"); got != want {
 				t.Errorf("offered upstream: got %q, want %q", got, want)
 			}
+		})
+	}
+}
+
+// A length of 0 is accepted from both sides and passed on to neither.
+func TestLengthOfZeroGoesNoFurther(t *testing.T) {
+	b := newBackend(t, func(conn net.Conn, r *http.Request) {
+		io.WriteString(conn, accepted(r)+"Content-Length: 0\r\n\r\n\x82\x04soon")
+		io.Copy(io.Discard, conn)
+	})
+	g := newGate(t, b.url, nil)
+	a := g.send(t, handshake("/?token=good", "Content-Length: 0"))
+	if a.StatusCode != 101 || a.Header["Content-Length"] != nil {
+		t.Fatalf("got %d with Content-Length %q, want 101 without", a.StatusCode, a.Header["Content-Length"])
+	}
+	if sent := b.next(t).Header["Content-Length"]; sent != nil {
+		t.Errorf("upstream got Content-Length %q", sent)
+	}
+	frame := make([]byte, 6)
+	if _, err := io.ReadFull(a.rest, frame); err != nil || string(frame) != "\x82\x04soon" {
+		t.Errorf("got %q, %v behind the 101", frame, err)
+	}
+}
+
+// The authority of an absolute target is the Host for everyone behind, and the target goes upstream without it.
+func TestAbsoluteTarget(t *testing.T) {
+	shown := make(chan http.Header, 100)
+	verifier := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown <- r.Header }))
+	defer verifier.Close()
+	b := newBackend(t, nil)
+	g := newGate(t, b.url, func(c *Config) {
+		c.Auth.Mode, c.Auth.URL = "forward", verifier.URL
+		c.Origin.Origins = []string{"https://app.example"}
+	})
+	for _, tt := range []struct{ sent, host, want string }{
+		{"http://app.example/a?b=1", "app.example", "/a?b=1"},
+		{"WSS://app.example:8443/caf%c3%a9", "app.example:8443", "/caf%c3%a9"},
+		{"ws://[2001:db8::1]?b", "[2001:db8::1]", "/?b"},
+		{"https://app.example", "app.example", "/"},
+	} {
+		t.Run(tt.sent, func(t *testing.T) {
+			if a := g.send(t, handshake(tt.sent)); a.StatusCode != 101 {
+				t.Fatalf("got %d %q, want 101", a.StatusCode, a.body)
+			}
+			r, asked := b.next(t), <-shown
+			if r.RequestURI != tt.want || r.Host != tt.host {
+				t.Errorf("upstream got %q of %q, want %q of %q", r.RequestURI, r.Host, tt.want, tt.host)
+			}
+			for name, got := range map[string]string{
+				"upstream's X-Forwarded-Host": r.Header.Get("X-Forwarded-Host"), "verifier's X-Forwarded-Host": asked.Get("X-Forwarded-Host"),
+			} {
+				if got != tt.host {
+					t.Errorf("%s: got %q, want %q", name, got, tt.host)
+				}
+			}
+			if got := asked.Get("X-Original-Uri"); got != tt.want {
+				t.Errorf("verifier's X-Original-URI: got %q, want %q", got, tt.want)
+			}
+		})
+	}
+	for _, target := range []string{
+		"http:///a", "http://u@app.example/", "http://a,b/", "http://caf\xc3\xa9/", "http://app.example/a/../b", "http://app.example/a#b", "ftp://app.example/",
+	} {
+		t.Run(target, func(t *testing.T) {
+			if a := g.send(t, handshake(target)); a.StatusCode != 400 {
+				t.Errorf("got %d, want 400", a.StatusCode)
+			}
+			b.untouched(t)
 		})
 	}
 }

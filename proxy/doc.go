@@ -1,56 +1,53 @@
-// Package proxy is the front door: it refuses an upgrade request or turns it into a session.
+// Package proxy puts the rooms of the gate together: [New] checks and compiles a [Config], Serve and Drain are a [Proxy]'s life in
+// a process. What each room keeps true stands in its own package comment.
 //
 // # The life of a connection
 //
-//	Serve                           http.Server, HTTP/1.1 alone, TLS; every wait and every size bounded
-//	└ ServeHTTP                     the steps, cheap before costly; the first no ends it
-//	  ├ watch                       presence.go   from here to the session, is the client still there
-//	  ├ checkPath                   path.go       PATHS; forms that servers read differently
-//	  ├ checkHandshake              handshake.go  RFC 6455 section 4.2.1
-//	  ├ findClient                  clientip      who is it, behind trusted proxies
-//	  ├ checkOrigin                 origin        which page sent it
-//	  ├ checkLoop                   via.go        is this gate its own upstream
-//	  ├ checkRates, checkRoom       ratelimit     by address and global; failed authentications; session caps
-//	  ├ authenticate                auth          where the token is, and who verifies it
-//	  │ ├ attempt                   ratelimit     no more credentials under way than may still fail
-//	  │ ├ receiveToken              frame         101, and the token as the first message (firstmessage.go, pointer.go)
-//	  │ ├ verify                    auth          identity, and until when it holds
-//	  │ └ redeem                    ticket        or what a ticket stands for (ticket.go)
-//	  ├ takeSlot                    ratelimit     by subject; from here on the session counts
-//	  ├ connect                     upstream      dial and handshake, with headers made by upstreamRequest (forward.go)
-//	  ├ switchProtocols             session.go    hijack, 101, both connections to the relay
-//	  │ └ session.start             lease         asked about again in time; ended when the credential is (lease.go)
-//	  │   └ relay.Start             relay         frames, until either side, a limit, the lease or Drain ends it
-//	  │     └ session.ended                       lease and slot released, counted, one line in the log
-//	  ├ refuse                      refusal.go    any step's no: counted, logged, answered; nowhere else
-//	  │ ├ openToRefuse              refuseclose.go 101 for a no that a browser's script can see
-//	  │ └ dismiss                                 the no as a Close frame, and the wait for it to be read
-//	  └ leave                       proxy.go      lets go of what was held, also in a panic
+//	Serve                           front         accept; HTTP/1.1 alone, TLS; every wait and every size bounded
+//	└ ServeHTTP, serve              proxy.go      one request a connection; none while draining
+//	  ├ api.Handler                 api           the gate's own paths: ticket, renewal, token
+//	  └ gate.Serve                  gate          the steps, cheap before costly; the first refusal ends it
+//	    ├ chooseRoute               path.go       PATHS; forms that servers read differently
+//	    ├ checkHandshake            handshake.go  RFC 6455 section 4.2.1
+//	    ├ checkOrigin               origin        which page sent it
+//	    ├ checkLoop                 loop.go       has it been here before
+//	    ├ checkRates                ratelimit     by address and global; failed authentications
+//	    ├ checkSessionCaps          ratelimit     is there a slot at all
+//	    ├ authenticate              auth          where the token is, and who verifies it
+//	    │ ├ attempt                 ratelimit     no more credentials under way than may still fail
+//	    │ ├ receiveToken            frame         101, and the token as the first message
+//	    │ └ redeem                  ticket        or what a ticket stands for
+//	    ├ takeSlot                  ratelimit     by subject; from here on the session counts
+//	    ├ connect                   upstream      dial and handshake, with headers made by upstreamRequest
+//	    ├ switchProtocols           switch.go     hijack, 101, both connections to a session
+//	    │ └ session.Start           session       found by id; verified again in time, and ended with its credential (lease)
+//	    │   └ relay.Start           relay         frames, until either side, a limit, the lease or Drain ends it
+//	    │     └ session.ended       session       lease and slot released, counted, one line in the log
+//	    └ refuse                    refusal       any step's refusal: released, reported, answered; nowhere else
 //
-// The token endpoint (token.go) takes the same way as far as it concerns it, and so do the gate's own endpoints (endpoint.go),
-// where a token is traded for a ticket (ticket.go) or for more time in a session (renewal.go).
+// # The house
 //
-// # Invariants
+// Imports point down, and a test over the import graph keeps it so:
 //
-//   - Until the hijack every no is an ordinary HTTP answer. After it Close frames take its place, the gate's own until there
-//     is a session, and then the relay's.
-//   - A client that is reset while it waits lets go of its slot, its dial and its call of the verifier at once; one that has
-//     sent FIN is answered, for CLOSE_TIMEOUT.
-//   - Sockets that are open and no session's are bounded in number, time and bytes, and hold no slot while they are refused.
-//   - What lacks on this side, a descriptor, memory or a port, is Overload: neither the upstream nor the verifier is blamed.
-//   - Connections that have not asked for anything are bounded in time, and in number by a quarter of the descriptors.
+//	proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header
+//
+//   - front, where connections come in, knows nothing of gates: it hands a request and its Exchange to an http.Handler.
+//   - gate takes a request to a session or a refusal. Its steps know no http.ResponseWriter: a front door of another kind implements
+//     gate.Client and uses the same steps.
+//   - api answers the gate's own paths, with the gate's checks.
+//   - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
+//   - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
+//   - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header.
+//
+// A new reason to refuse goes to refusal/reason.go; another place for tokens to auth/place.go; who answers a path to api.go; what ends
+// a session at expiry is session/session.go's closings; how long a connection may say nothing is front/server.go's headerTimeout.
+//
+// # Invariants of the whole
+//
 //   - A connection carries one request.
-//   - Nothing is dialled before everything else has said yes. A request that is not authenticated holds no slot.
-//   - A slot is released exactly once: by leave before relay.Start, by session.ended after it.
-//   - A session whose credential ends is held by a lease before the relay has it, and released once, by session.ended.
-//   - No path that a server may take for one below /.portcullis/ goes upstream.
-//   - A request comes through a gate once.
-//   - A tunnel exists only after both handshakes were right to the letter.
-//   - Each refusal has one [Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
-//   - What the client says of itself in headers that are ours to write goes no further, in any spelling.
+//   - Each refusal has one [refusal.Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
+//   - What the client says of itself in headers that are the gate's to write goes no further, in any spelling.
 //   - No token and no query string is in any log line, metric, error text or answer.
-//   - While a session lives the gate keeps one small struct of it, and of its request the credential where that is to be asked
-//     about again, and nothing else.
 //   - Once Drain or Cut has closed the gate, requests are only refused; so those in progress can be waited for, and after
 //     them the sessions.
 //

@@ -13,7 +13,7 @@ import (
 
 // exchanging has both of the gate's endpoints on, for the pages of one origin.
 func exchanging(c *Config) {
-	c.Renewal, c.Tickets = true, true
+	c.Session.Renewal, c.API.Tickets = true, true
 	c.Origin.Origins = []string{"https://app.example"}
 }
 
@@ -22,7 +22,7 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 	limited := func(l ratelimit.Config) func(*Config) { return func(c *Config) { c.Limits = l } }
 	const ours = "Origin: https://app.example"
 	good := func(path string) string { return post(path, "good", ours) }
-	for _, path := range []string{sessionPath, ticketPath} {
+	for _, path := range []string{"/.portcullis/session", "/.portcullis/ticket"} {
 		for _, tt := range []struct {
 			name    string
 			edit    func(*Config)
@@ -49,9 +49,9 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 			{"GET", nil, "", strings.Replace(good(path), "POST", "GET", 1), refusal.Method, false},
 			{"PUT", nil, "", strings.Replace(good(path), "POST", "PUT", 1), refusal.Method, false},
 			{"below it", nil, "", good(path + "/"), refusal.Path, true},
-			{"off", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", good(path), refusal.Path, true},
-			{"off, to upgrade", func(c *Config) { c.Renewal, c.Tickets = false, false }, "", handshake(path + "?token=good"), refusal.Path, true},
-			{"with every path served", func(c *Config) { c.Paths = []string{"*"} }, "", handshake(path + "?token=good"), refusal.Method, false},
+			{"off", func(c *Config) { c.Session.Renewal, c.API.Tickets = false, false }, "", good(path), refusal.Path, true},
+			{"off, to upgrade", func(c *Config) { c.Session.Renewal, c.API.Tickets = false, false }, "", handshake(path + "?token=good"), refusal.Path, true},
+			{"with every path served", func(c *Config) { c.Gate.Paths = []string{"*"} }, "", handshake(path + "?token=good"), refusal.Method, false},
 		} {
 			t.Run(path+"/"+tt.name, func(t *testing.T) {
 				b := newBackend(t, nil)
@@ -96,7 +96,7 @@ func TestEndpointsTakeTheStepsOfAnUpgrade(t *testing.T) {
 }
 
 func TestPreflight(t *testing.T) {
-	for _, path := range []string{sessionPath, ticketPath} {
+	for _, path := range []string{"/.portcullis/session", "/.portcullis/ticket"} {
 		g := newGate(t, newBackend(t, nil).url, func(c *Config) {
 			exchanging(c)
 			c.Limits = ratelimit.Config{UpgradesPerIP: ratelimit.Rate{N: 1, Per: time.Hour}} // which a preflight is not held to
@@ -126,11 +126,11 @@ func TestLargeBodies(t *testing.T) {
 		name, head string
 		status     int
 	}{
-		{"good token", strings.Replace(post(ticketPath, "good"), "Content-Length: 0", "Content-Length: 1048576", 1), 200},
-		{"bad token", strings.Replace(post(ticketPath, "bad"), "Content-Length: 0", "Content-Length: 1048576", 1), 401},
+		{"good token", strings.Replace(post("/.portcullis/ticket", "good"), "Content-Length: 0", "Content-Length: 1048576", 1), 200},
+		{"bad token", strings.Replace(post("/.portcullis/ticket", "bad"), "Content-Length: 0", "Content-Length: 1048576", 1), 401},
 		{"renewal", strings.Replace(renewal("good", "x"), "Content-Length: 0", "Content-Length: 1048576", 1), 401},
-		{"chunked", strings.Replace(post(ticketPath, "good"), "Content-Length: 0", "Transfer-Encoding: chunked", 1) + "100000\r\n", 200},
-		{"never sent", strings.Replace(post(ticketPath, "good"), "Content-Length: 0", "Content-Length: 1048576", 1), 200},
+		{"chunked", strings.Replace(post("/.portcullis/ticket", "good"), "Content-Length: 0", "Transfer-Encoding: chunked", 1) + "100000\r\n", 200},
+		{"never sent", strings.Replace(post("/.portcullis/ticket", "good"), "Content-Length: 0", "Content-Length: 1048576", 1), 200},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conn := g.dial(t)
@@ -143,7 +143,7 @@ func TestLargeBodies(t *testing.T) {
 			}
 		})
 	}
-	g.awaitWaiting(t, 0) // net/http lingers before it closes
+	g.awaitPending(t, 0) // net/http lingers before it closes
 }
 
 func TestExchangesNeedAVerifierOfTokens(t *testing.T) {
@@ -152,21 +152,21 @@ func TestExchangesNeedAVerifierOfTokens(t *testing.T) {
 		edit func(*Config)
 		want string // how the only line begins; "" for none
 	}{
-		{"renewal", func(c *Config) { c.Renewal = true }, ""},
-		{"renewal with nobody", func(c *Config) { c.Auth.Mode, c.Auth.URL, c.Renewal = "none", "", true }, `RENEWAL: "true"`},
+		{"renewal", func(c *Config) { c.Session.Renewal = true }, ""},
+		{"renewal with nobody", func(c *Config) { c.Auth.Mode, c.Auth.URL, c.Session.Renewal = "none", "", true }, `RENEWAL: "true"`},
 		{"renewal of requests", func(c *Config) {
-			c.Auth.Mode, c.Origin.Origins, c.Renewal = "forward", []string{"https://app.example"}, true
+			c.Auth.Mode, c.Origin.Origins, c.Session.Renewal = "forward", []string{"https://app.example"}, true
 		}, `RENEWAL: "true"`},
-		{"greeting without renewal", func(c *Config) { c.SessionHello = true }, `SESSION_HELLO: "true"`},
-		{"tickets", func(c *Config) { c.Tickets = true }, ""},
-		{"tickets for everybody", func(c *Config) { c.Auth.Mode, c.Auth.URL, c.Tickets = "none", "", true }, `TICKETS: "true"`},
+		{"greeting without renewal", func(c *Config) { c.Session.Hello = true }, `SESSION_HELLO: "true"`},
+		{"tickets", func(c *Config) { c.API.Tickets = true }, ""},
+		{"tickets for everybody", func(c *Config) { c.Auth.Mode, c.Auth.URL, c.API.Tickets = "none", "", true }, `TICKETS: "true"`},
 		// The service allowed a POST to the gate, and would have refused the path that is opened with the ticket.
 		{"tickets for requests", func(c *Config) {
-			c.Auth.Mode, c.Origin.Origins, c.Tickets = "forward", []string{"https://app.example"}, true
+			c.Auth.Mode, c.Origin.Origins, c.API.Tickets = "forward", []string{"https://app.example"}, true
 		}, `TICKETS: "true"`},
-		{"tickets where tokens are", func(c *Config) { c.Tickets, c.Auth.TokenFrom = true, []string{"query:ticket"} }, `AUTH_TOKEN_FROM: "query:ticket"`},
-		{"tickets for no time", func(c *Config) { c.Tickets, c.TicketTTL = true, 0 }, `TICKET_TTL: "0s"`},
-		{"one of the gate's paths", func(c *Config) { c.Paths = []string{"/.portcullis/x"} }, `PATHS: "/.portcullis/x"`},
+		{"tickets where tokens are", func(c *Config) { c.API.Tickets, c.Auth.TokenFrom = true, []string{"query:ticket"} }, `AUTH_TOKEN_FROM: "query:ticket"`},
+		{"tickets for no time", func(c *Config) { c.API.Tickets, c.API.TicketTTL = true, 0 }, `TICKET_TTL: "0s"`},
+		{"one of the gate's paths", func(c *Config) { c.Gate.Paths = []string{"/.portcullis/x"} }, `PATHS: "/.portcullis/x"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := defaults(t)

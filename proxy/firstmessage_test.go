@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 
 	"portcullis/proxy/frame"
 	"portcullis/proxy/refusal"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 )
 
@@ -38,7 +38,7 @@ func served(op frame.Opcode, payload string) string {
 }
 
 // upgraded is an answer that has to be 101.
-func (g *gate) upgraded(t testing.TB, raw string) *answer {
+func (g *testGate) upgraded(t testing.TB, raw string) *answer {
 	t.Helper()
 	a := g.send(t, raw)
 	if a.StatusCode != 101 {
@@ -75,7 +75,7 @@ func (a *answer) lastWords(t testing.TB) (code int, reason string) {
 
 func firstMessages(edits ...func(*Config)) func(*Config) {
 	return func(c *Config) {
-		c.FirstMessage = true
+		c.Gate.FirstMessage = true
 		c.Limits = ratelimit.Config{}
 		for _, edit := range edits {
 			edit(c)
@@ -83,7 +83,7 @@ func firstMessages(edits ...func(*Config)) func(*Config) {
 	}
 }
 
-func inJSON(c *Config) { c.FirstMessageFormat = "/token" }
+func inJSON(c *Config) { c.Gate.FirstMessageFormat = "/token" }
 
 func TestFirstMessage(t *testing.T) {
 	for _, tt := range []struct {
@@ -132,7 +132,7 @@ func TestFirstMessage(t *testing.T) {
 
 // The session's greeting answers the token, not the handshake.
 func TestFirstMessageThenGreeting(t *testing.T) {
-	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.Renewal, c.SessionHello = true, true }))
+	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.Session.Renewal, c.Session.Hello = true, true }))
 	conn, resp, err := g.tryConnect("/", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestFirstMessageThenGreeting(t *testing.T) {
 	conn.SetReadDeadline(time.Now().Add(patience))
 	conn.WriteMessage(websocket.TextMessage, []byte("wonder"))
 	_, greeting, err := conn.ReadMessage()
-	if id := resp.Header.Get(sessionHeader); err != nil || id == "" || !strings.Contains(string(greeting), id) {
+	if id := resp.Header.Get(session.Header); err != nil || id == "" || !strings.Contains(string(greeting), id) {
 		t.Errorf("greeting: got %q, %v; want the id %q", greeting, err, id)
 	}
 	echoes(t, conn, "Olá")
@@ -149,7 +149,7 @@ func TestFirstMessageThenGreeting(t *testing.T) {
 
 func TestFirstMessageOverTLS(t *testing.T) {
 	certFile, keyFile, roots := selfSigned(t)
-	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.TLSCertFile, c.TLSKeyFile = certFile, keyFile }))
+	g := newGate(t, newEcho(t), firstMessages(func(c *Config) { c.Front.CertFile, c.Front.KeyFile = certFile, keyFile }))
 	open := func() *websocket.Conn {
 		d := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: roots}, HandshakeTimeout: patience}
 		conn, _, err := d.Dial("wss://"+g.addr+"/", nil)
@@ -239,8 +239,8 @@ func TestFirstMessageByteByByte(t *testing.T) {
 
 // TestFirstMessageRefused has every way in which the token does not come, attacks among them.
 func TestFirstMessageRefused(t *testing.T) {
-	quick := func(c *Config) { c.FirstMessageTimeout = 50 * time.Millisecond }
-	flood := strings.Repeat(masked(true, frame.Ping, ""), maxControls+1)
+	quick := func(c *Config) { c.Gate.FirstMessageTimeout = 50 * time.Millisecond }
+	flood := strings.Repeat(masked(true, frame.Ping, ""), 16+1)
 	const unfit = "the first message carries no token: "
 	for _, tt := range []struct {
 		name   string
@@ -435,8 +435,8 @@ func TestFirstMessageOnlyWithoutAnyToken(t *testing.T) {
 
 func TestSilentClientsUpToTheCap(t *testing.T) {
 	g := newGate(t, newEcho(t), firstMessages(func(c *Config) {
-		c.FirstMessageMax = 2
-		c.FirstMessageTimeout = time.Minute
+		c.Gate.FirstMessageMax = 2
+		c.Gate.FirstMessageTimeout = time.Minute
 	}))
 	silent := []*answer{g.upgraded(t, handshake("/")), g.upgraded(t, handshake("/"))}
 	a := g.send(t, handshake("/"))
@@ -472,7 +472,7 @@ func TestSilentClientsUpToTheCap(t *testing.T) {
 func TestSilentClientsUseUpTheFailureBudget(t *testing.T) {
 	g := newGate(t, newEcho(t), firstMessages(func(c *Config) {
 		c.Limits.AuthFailuresPerIP = ratelimit.Rate{N: 2, Per: time.Hour}
-		c.FirstMessageTimeout = time.Minute
+		c.Gate.FirstMessageTimeout = time.Minute
 		c.Auth.Timeout = 50 * time.Millisecond
 	}))
 	silent := []*answer{g.upgraded(t, handshake("/")), g.upgraded(t, handshake("/"))}
@@ -492,9 +492,9 @@ func TestSilentClientsUseUpTheFailureBudget(t *testing.T) {
 }
 
 func TestClosingEndsSocketsWithoutAToken(t *testing.T) {
-	for name, end := range map[string]func(*gate) <-chan error{
-		"Drain": func(g *gate) <-chan error { return g.drain(t.Context()) },
-		"Cut": func(g *gate) <-chan error {
+	for name, end := range map[string]func(*testGate) <-chan error{
+		"Drain": func(g *testGate) <-chan error { return g.drain(t.Context()) },
+		"Cut": func(g *testGate) <-chan error {
 			done := make(chan error, 1)
 			go func() { g.Cut(); done <- nil }()
 			return done
@@ -502,7 +502,7 @@ func TestClosingEndsSocketsWithoutAToken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate(t, newEcho(t), firstMessages(func(c *Config) {
-				c.FirstMessageTimeout, c.DrainTimeout = time.Minute, time.Minute
+				c.Gate.FirstMessageTimeout, c.DrainTimeout = time.Minute, time.Minute
 				c.Limits.AuthFailuresPerIP = ratelimit.Rate{N: 2, Per: time.Hour}
 			}))
 			silent, half := g.upgraded(t, handshake("/")), g.upgraded(t, handshake("/"))
@@ -551,7 +551,7 @@ func TestCutEndsTheLinger(t *testing.T) {
 	}
 	began := time.Now()
 	g.Cut()
-	if took := time.Since(began); took >= cutTimeout {
+	if took := time.Since(began); took >= closeTimeout {
 		t.Errorf("Cut took %v", took)
 	}
 }
@@ -563,10 +563,10 @@ func TestFirstMessageSettings(t *testing.T) {
 		want []string // how each line begins
 	}{
 		{"as they are", func(*Config) {}, nil},
-		{"off", func(c *Config) { c.FirstMessage, c.FirstMessageTimeout = false, 0 }, nil},
-		{"no format", func(c *Config) { c.FirstMessageFormat = "json" }, []string{`AUTH_FIRST_MESSAGE_FORMAT: "json"`}},
+		{"off", func(c *Config) { c.Gate.FirstMessage, c.Gate.FirstMessageTimeout = false, 0 }, nil},
+		{"no format", func(c *Config) { c.Gate.FirstMessageFormat = "json" }, []string{`AUTH_FIRST_MESSAGE_FORMAT: "json"`}},
 		{"all at once", func(c *Config) {
-			c.FirstMessageFormat, c.FirstMessageTimeout, c.FirstMessageMax = "/~2", 0, 0
+			c.Gate.FirstMessageFormat, c.Gate.FirstMessageTimeout, c.Gate.FirstMessageMax = "/~2", 0, 0
 		}, []string{`AUTH_FIRST_MESSAGE_FORMAT: "/~2"`, `AUTH_FIRST_MESSAGE_TIMEOUT: "0s"`, `AUTH_FIRST_MESSAGE_MAX: "0"`}},
 		{"nobody needs a token", func(c *Config) { c.Auth.Mode, c.Auth.URL = "none", "" }, []string{`AUTH_FIRST_MESSAGE: "true"`}},
 		{"everybody is shown", func(c *Config) {
@@ -575,7 +575,7 @@ func TestFirstMessageSettings(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := defaults(t)
-			c.Auth.URL, c.Upstream.URL, c.FirstMessage = "http://127.0.0.1", "ws://127.0.0.1", true
+			c.Auth.URL, c.Upstream.URL, c.Gate.FirstMessage = "http://127.0.0.1", "ws://127.0.0.1", true
 			tt.edit(&c)
 			_, err := New(c)
 			var lines []string
@@ -592,90 +592,4 @@ func TestFirstMessageSettings(t *testing.T) {
 			}
 		})
 	}
-}
-
-// script gives a tokenReader's whole account of some bytes, shown to it in pieces of some sizes.
-func script(b []byte, most int64, size func() int) string {
-	r := newTokenReader(most)
-	var shown []byte
-	left := b
-	for {
-		used, no := r.take(shown)
-		shown = shown[used:]
-		if no != nil {
-			return fmt.Sprintf("%s %d %q pongs %q", no.Reason, no.CloseCode, no.Detail, r.pongs)
-		}
-		if r.done {
-			return fmt.Sprintf("%q, behind it %q, pongs %q", r.message, append(shown, left...), r.pongs)
-		}
-		if len(left) == 0 {
-			return fmt.Sprintf("unfinished, %q left, pongs %q", shown, r.pongs)
-		}
-		n := min(max(size(), 1), len(left))
-		shown = append(slices.Clone(shown), left[:n]...)
-		left = left[n:]
-	}
-}
-
-// FuzzTokenReader: how the bytes are cut on the way makes no difference, and what is held of them is bounded.
-func FuzzTokenReader(f *testing.F) {
-	for _, seed := range []string{
-		text("good"), text("good") + "\x82", masked(false, frame.Text, "go") + masked(true, frame.Ping, "?") + masked(true, frame.Continuation, "od"),
-		masked(true, frame.Close, "\x03\xe8"), masked(true, frame.Binary, "x"), served(frame.Text, "x"), text(strings.Repeat("x", 200)),
-		strings.Repeat(masked(true, frame.Ping, ""), maxControls+1), "\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-	} {
-		f.Add([]byte(seed), []byte{1, 3})
-	}
-	const most = 100
-	f.Fuzz(func(t *testing.T, b, sizes []byte) {
-		whole := script(b, most, func() int { return len(b) })
-		i := 0
-		pieces := script(b, most, func() int {
-			i++
-			if len(sizes) == 0 {
-				return 1
-			}
-			return int(sizes[i%len(sizes)])
-		})
-		if pieces != whole {
-			t.Errorf("in pieces: %s\nat once:   %s", pieces, whole)
-		}
-		r := newTokenReader(most)
-		used, no := r.take(b)
-		switch {
-		case len(r.message) > most || len(r.pongs) > maxControls*frame.MaxControl:
-			t.Errorf("it holds %d bytes and %d of pongs", len(r.message), len(r.pongs))
-		case !r.done && no == nil && len(b)-used >= frame.MaxControl:
-			t.Errorf("it leaves %d bytes, more than there is room for", len(b)-used)
-		}
-	})
-}
-
-// FuzzFragments: a message comes out as it went in, however it is fragmented, and nothing behind it is touched.
-func FuzzFragments(f *testing.F) {
-	f.Add("good", []byte{1, 0, 2}, "\x82")
-	f.Add("", []byte{}, "")
-	f.Add(strings.Repeat("x", 300), []byte{255, 3}, text("more"))
-	f.Fuzz(func(t *testing.T, message string, sizes []byte, behind string) {
-		most := int64(len(message) + 300)
-		message = strings.ToValidUTF8(message, "")
-		sizes = sizes[:min(len(sizes), 200)]
-		var wire strings.Builder
-		op, rest := frame.Text, message
-		for i, size := range sizes {
-			n := min(int(size), len(rest))
-			wire.WriteString(masked(false, op, rest[:n]))
-			op, rest = frame.Continuation, rest[n:]
-			if i < maxControls {
-				wire.WriteString(masked(true, frame.Ping, "?"))
-			}
-		}
-		wire.WriteString(masked(true, op, rest))
-		b := []byte(wire.String() + behind)
-		r := newTokenReader(most)
-		used, no := r.take(b)
-		if no != nil || !r.done || string(r.message) != message || string(b[used:]) != behind {
-			t.Errorf("got %q (%t), behind it %q, %+v; want %q and %q", r.message, r.done, b[used:], no, message, behind)
-		}
-	})
 }

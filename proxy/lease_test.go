@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,9 +16,6 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/gorilla/websocket"
 
-	"portcullis/proxy/auth"
-	"portcullis/proxy/lease"
-	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
 )
 
@@ -32,7 +28,7 @@ func byJWT(c *Config) {
 }
 
 // tokenUntil returns a token, which no line of the log may have.
-func (g *gate) tokenUntil(t testing.TB, subject string, exp time.Time) string {
+func (g *testGate) tokenUntil(t testing.TB, subject string, exp time.Time) string {
 	t.Helper()
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": subject, "exp": exp.Unix()}).SignedString([]byte(signingKey))
 	if err != nil {
@@ -115,16 +111,13 @@ func between(t *testing.T, at, from, to time.Time) {
 }
 
 // nothingHeld fails the test if a session has left anything behind.
-func (g *gate) nothingHeld(t *testing.T) {
+func (g *testGate) nothingHeld(t *testing.T) {
 	t.Helper()
 	if err := g.waitAllReleased(); err != nil {
 		t.Error(err)
 	}
-	if n := g.keeper.Len(); n != 0 {
-		t.Errorf("%d leases are left, want none", n)
-	}
-	if g.renewals != nil && len(g.renewals.open) != 0 {
-		t.Errorf("%d sessions can be renewed, want none", len(g.renewals.open))
+	if leases, renewable := g.sessions.Held(); leases != 0 || renewable != 0 {
+		t.Errorf("%d leases are left and %d sessions can be renewed, want none", leases, renewable)
 	}
 }
 
@@ -275,7 +268,7 @@ func TestSessionsThatEndAtOnceLeaveNothing(t *testing.T) {
 	g := newGate(t, b.url, func(c *Config) {
 		byJWT(c)
 		c.Limits = ratelimit.Config{}
-		c.Renewal = true
+		c.Session.Renewal = true
 	})
 	raw := handshake("/?token=" + g.tokenUntil(t, "Alice", time.Now().Add(time.Hour)))
 	for range 100 {
@@ -285,37 +278,6 @@ func TestSessionsThatEndAtOnceLeaveNothing(t *testing.T) {
 		conn.Close()
 	}
 	g.nothingHeld(t)
-}
-
-// What is kept of a request for as long as the session lasts.
-func TestCredentialIsKeptOnlyToAskAgain(t *testing.T) {
-	ends := auth.Decision{Until: time.Now().Add(time.Hour)}
-	final := auth.Decision{Until: ends.Until, Expires: ends.Until, Final: true}
-	for _, tt := range []struct {
-		name       string
-		recheck    bool
-		renewals   *renewals
-		decision   auth.Decision
-		held, asks bool
-	}{
-		{"open-ended", false, nil, auth.Decision{}, false, false},
-		{"open-ended, rechecked", true, nil, auth.Decision{}, true, true},
-		{"ends", false, nil, ends, true, true},
-		{"ends for good", true, nil, final, true, false},
-		{"open-ended, may be renewed", false, newRenewals(), auth.Decision{}, true, true},
-		{"open-ended, of nobody", false, newRenewals(), auth.Decision{Pseudonym: true}, false, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p := &Proxy{recheck: tt.recheck, renewals: tt.renewals}
-			tenure := p.newTenure(&upgrade{decision: tt.decision})
-			if (tenure != nil) != tt.held {
-				t.Fatalf("held: got %t, want %t", tenure != nil, tt.held)
-			}
-			if tt.held && (tenure.Ask != nil) != tt.asks {
-				t.Errorf("asks: got %t, want %t", tenure.Ask != nil, tt.asks)
-			}
-		})
-	}
 }
 
 func TestCutDoesNotWaitForAQuestion(t *testing.T) {
@@ -364,34 +326,4 @@ func TestPanicAtTheStartOfASession(t *testing.T) {
 		t.Errorf("the upstream: got %v, want the end of its connection", err)
 	}
 	g.nothingHeld(t)
-}
-
-// closings is a session that notes how it is closed.
-type closings struct {
-	relay.Session
-	reasons []relay.Reason
-}
-
-func (c *closings) Close(r relay.Reason, _ relay.Closing) { c.reasons = append(c.reasons, r) }
-
-// A lease may end before the relay has its session.
-func TestLeaseThatEndsFirst(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		do   func(*tenure, relay.Session)
-		want []relay.Reason
-	}{
-		{"before", func(n *tenure, s relay.Session) { n.end(lease.Revoked); n.begin(s) }, []relay.Reason{relay.Revoked}},
-		{"after", func(n *tenure, s relay.Session) { n.begin(s); n.end(lease.Expired) }, []relay.Reason{relay.Expired}},
-		{"never", func(n *tenure, s relay.Session) { n.begin(s) }, nil},
-		{"the session comes to nothing", func(n *tenure, s relay.Session) { n.end(lease.Expired) }, nil},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s := &closings{}
-			tt.do(&tenure{}, s)
-			if !slices.Equal(s.reasons, tt.want) {
-				t.Errorf("closed for %q, want %q", s.reasons, tt.want)
-			}
-		})
-	}
 }

@@ -3,16 +3,11 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,7 +57,7 @@ func TestOwnExhaustionIsOverload(t *testing.T) {
 			for range clients {
 				conns = append(conns, g.dial(t))
 			}
-			g.awaitWaiting(t, clients)
+			g.awaitPending(t, clients)
 			began := time.Now()
 			fed := starve(t)
 			for _, conn := range conns {
@@ -85,71 +80,6 @@ func TestOwnExhaustionIsOverload(t *testing.T) {
 				t.Errorf("counted %v times, want %d", got, clients)
 			}
 			echoes(t, g.connect(t, "/?token=good", nil), "as before")
-		})
-	}
-}
-
-func TestExhausted(t *testing.T) {
-	dial := func(address string, err error) error {
-		to, _ := net.ResolveTCPAddr("tcp", address)
-		return fmt.Errorf("dial upstream: %w", &net.OpError{Op: "dial", Addr: to, Err: os.NewSyscallError("connect", err)})
-	}
-	for _, tt := range []struct {
-		name string
-		err  error
-		want bool
-	}{
-		{"none", nil, false},
-		{"descriptors of the process", dial("127.0.0.1:1", syscall.EMFILE), true},
-		{"descriptors of the machine", dial("127.0.0.1:1", syscall.ENFILE), true},
-		{"memory", dial("127.0.0.1:1", syscall.ENOMEM), true},
-		{"memory for sockets", dial("[::1]:1", syscall.ENOBUFS), true},
-		{"ports", dial("192.0.2.1:1", syscall.EADDRNOTAVAIL), true},
-		{"ports, or no IPv6 at all", dial("[::1]:1", syscall.EADDRNOTAVAIL), false},
-		{"refused", dial("127.0.0.1:1", syscall.ECONNREFUSED), false},
-		{"unreachable", dial("127.0.0.1:1", syscall.ENETUNREACH), false},
-		{"not resolved for want of a descriptor", &net.DNSError{Err: "dial udp 192.0.2.1:53: socket: too many open files"}, true},
-		{"not resolved", &net.DNSError{Err: "no such host"}, false},
-		{"a name that says so", &net.DNSError{Err: "no such host", Name: "too many open files"}, false},
-		{"an address that is none", syscall.EADDRNOTAVAIL, false},
-	} {
-		if got := exhausted(tt.err); got != tt.want {
-			t.Errorf("%s: got %t, want %t", tt.name, got, tt.want)
-		}
-	}
-}
-
-// failing is a listener that accepts nothing.
-type failing struct {
-	net.Listener
-	err error
-}
-
-func (f failing) Accept() (net.Conn, error) { return nil, f.err }
-
-func TestAcceptErrorsAreToldOnceASecond(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		err  error
-		want int // in two seconds and a half
-	}{
-		{"no descriptor", &net.OpError{Op: "accept", Err: syscall.EMFILE}, 3},
-		{"closed", net.ErrClosed, 0},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				j := newJournal()
-				l := newListener(failing{err: tt.err}, slog.New(slog.NewJSONHandler(j, nil)), nil)
-				for range 500 { // as often as net/http tries
-					if _, err := l.Accept(); !errors.Is(err, tt.err) {
-						t.Fatalf("got %v", err)
-					}
-					time.Sleep(5 * time.Millisecond)
-				}
-				if got := j.count("accept"); got != tt.want {
-					t.Errorf("%d lines, want %d", got, tt.want)
-				}
-			})
 		})
 	}
 }

@@ -16,19 +16,19 @@ import (
 // held waits for the gate to give a connection up, for as long as the gate may need to find out that its client is gone, and
 // reports whether it did.
 func held(conn net.Conn) bool {
-	conn.SetReadDeadline(time.Now().Add(3 * glance))
+	conn.SetReadDeadline(time.Now().Add(3 * 200 * time.Millisecond))
 	_, err := conn.Read(make([]byte, 1))
 	conn.SetDeadline(time.Now().Add(patience))
 	return isTimeout(err)
 }
 
 // secured is a gate with TLS, where that is wanted, and how its clients connect.
-func secured(t *testing.T, target string, secure bool, edit func(*Config)) (*gate, func() (conn net.Conn, tcp *net.TCPConn)) {
+func secured(t *testing.T, target string, secure bool, edit func(*Config)) (*testGate, func() (conn net.Conn, tcp *net.TCPConn)) {
 	t.Helper()
 	certFile, keyFile, roots := selfSigned(t)
 	g := newGate(t, target, func(c *Config) {
 		if secure {
-			c.TLSCertFile, c.TLSKeyFile = certFile, keyFile
+			c.Front.CertFile, c.Front.KeyFile = certFile, keyFile
 		}
 		edit(c)
 		c.Limits.Sessions = 1
@@ -177,18 +177,18 @@ func TestGuessOfAClientThatLeavesIsCharged(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		edit  func(*Config)
-		guess func(t *testing.T, g *gate, conn net.Conn)
+		guess func(t *testing.T, g *testGate, conn net.Conn)
 	}{
-		{"in the query", func(*Config) {}, func(_ *testing.T, _ *gate, conn net.Conn) {
+		{"in the query", func(*Config) {}, func(_ *testing.T, _ *testGate, conn net.Conn) {
 			io.WriteString(conn, handshake("/?token=bad"))
 		}},
-		{"as the first message", firstMessages(), func(t *testing.T, _ *gate, conn net.Conn) {
+		{"as the first message", firstMessages(), func(t *testing.T, _ *testGate, conn net.Conn) {
 			io.WriteString(conn, handshake("/"))
 			readAnswer(t, conn)
 			io.WriteString(conn, text("bad"))
 		}},
-		{"for a ticket", exchanging, func(_ *testing.T, _ *gate, conn net.Conn) {
-			io.WriteString(conn, post(ticketPath, "bad"))
+		{"for a ticket", exchanging, func(_ *testing.T, _ *testGate, conn net.Conn) {
+			io.WriteString(conn, post("/.portcullis/ticket", "bad"))
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

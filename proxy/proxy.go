@@ -3,7 +3,6 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,42 +10,31 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"portcullis/proxy/admin"
+	"portcullis/proxy/api"
 	"portcullis/proxy/auth"
-	"portcullis/proxy/certificate"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/front"
+	"portcullis/proxy/gate"
 	"portcullis/proxy/lease"
 	"portcullis/proxy/origin"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
-	"portcullis/proxy/ticket"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
 
-// Config is the front door with all that stands behind it. The environment fills what has a name there.
+// Config configures the whole proxy, room by room. Fields with an env tag are read from the environment.
 type Config struct {
-	// Paths are the patterns of the request paths that are served: an escaped path, or a prefix ending in *. Empty: every
-	// path. * alone is every path too, odd forms such as // and %2f included.
-	Paths []string `env:"PATHS"`
-	// PathsUnsafeForms lets the odd forms through with a list of Paths too. They are compared byte for byte: /a/* serves /a/b%2Fc
-	// and not /a%2Fb. A list must be set.
-	PathsUnsafeForms bool `env:"PATHS_UNSAFE_FORMS" envDefault:"false"`
-	// DrainDelay is how long Drain goes on accepting, for load balancers to learn that /readyz says 503. Zero: not at all.
-	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"0s"`
-	// DrainTimeout bounds the rest of Drain: sessions are told to go over its first half, and cut at its end. Zero is refused.
-	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s"`
-	// TLSCertFile and TLSKeyFile are PEM files, read again when they change. Both empty: no TLS.
-	TLSCertFile string `env:"TLS_CERT_FILE" guard:"true"`
-	TLSKeyFile  string `env:"TLS_KEY_FILE" guard:"true"`
-
+	Front    front.Config
+	Gate     gate.Config
+	API      api.Config
+	Session  session.Config
 	ClientIP clientip.Config
 	Origin   origin.Config
 	Limits   ratelimit.Config
@@ -54,160 +42,128 @@ type Config struct {
 	Upstream upstream.Config
 	Relay    relay.Config
 
-	// FirstMessage accepts the handshake of a client that shows no token, which then must send it as its first text message.
-	// The upstream is not asked before the token is verified, so it sees neither that message nor a choice of its own:
-	// subprotocol and extensions are settled, and the headers of its 101 have nobody to go to.
-	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false" guard:"true"`
-	// FirstMessageFormat is raw, where that message is the token, or a JSON pointer (RFC 6901) to the string in it that is,
-	// such as /token. Empty: raw.
-	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
-	// FirstMessageTimeout is for the whole of that message to arrive. Zero is refused.
-	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
-	// FirstMessageMax is how many sockets may be open that are not sessions yet, those on their way out included; further
-	// clients without a token get 503. Zero is refused.
-	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
-	// RefuseWithClose tells a no, after a handshake that was right and from an allowed origin, by a Close frame on a socket
-	// that is opened for it: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
-	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
+	// DrainDelay is how long Drain goes on accepting, for load balancers to learn that /readyz says 503. Zero: not at all.
+	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"0s"`
+	// DrainTimeout bounds the rest of Drain: sessions are closed over its first half, and cut at its end. Zero is refused.
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s"`
 
-	// Renewal answers POST /.portcullis/session: a session that is named by its id in Portcullis-Session lives on by the token
-	// in Authorization, if that has the same subject. The id is in the header of that name of the handshake's answer.
-	Renewal bool `env:"RENEWAL" envDefault:"false"`
-	// SessionHello sends a session's id, and when its credential ends, as a first text message besides. It needs Renewal.
-	SessionHello bool `env:"SESSION_HELLO" envDefault:"false"`
-	// Tickets answers POST /.portcullis/ticket: a ticket for the token in Authorization, which opens one session as ?ticket=.
-	Tickets bool `env:"TICKETS" envDefault:"false"`
-	// TicketTTL is how long a ticket can be used. Zero is refused.
-	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s" needs:"TICKETS"`
-	// TicketBindIP has a ticket used by the address alone that it was issued to; an IPv6 /64 is one.
-	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS"`
-
-	// TokenEndpoint answers /token, unless Paths serve that path: 400 for a token that is not accepted. It is held to the
-	// limits of an upgrade. Nil: none.
-	TokenEndpoint http.Handler `env:"-"`
 	// Logger gets one line per refusal and per ended session, and what an operator should know. Nil: nothing is logged.
 	Logger *slog.Logger `env:"-"`
 	// Metrics counts. Nil: nobody does.
 	Metrics *admin.Metrics `env:"-"`
 }
 
+// maxCloseFrames bounds the sockets that are open only to be refused: each may take CLOSE_TIMEOUT to close. Clients beyond it get
+// the HTTP answer.
+const maxCloseFrames = 1000
+
+// closeTimeout is for what was closed to notice.
+const closeTimeout = time.Second
+
 // Proxy is a compiled [Config]: an http.Handler that refuses a request or turns it into a session. Serve and Drain are its
 // life in a process.
 type Proxy struct {
-	paths    *paths
-	clientIP *clientip.Resolver
-	origins  *origin.List
-	limits   *ratelimit.Limits
+	front    *front.Server
+	gate     *gate.Gate
+	api      *api.API
+	sessions *session.Manager
 	auth     *auth.Auth
-	upstream *upstream.Upstream
-	relay    *relay.Relay
-	token    http.Handler // nil: no token endpoint
-	keeper   *lease.Keeper
-	renewals *renewals            // nil: sessions cannot be renewed
-	tickets  *ticket.Store[grant] // nil: there are none
+	report   *refusal.Reporter
 
-	log     *slog.Logger
-	report  *refusal.Reporter
-	waiting *waiting
-	present *presences
-	metrics *admin.Metrics
-	outage  rate.Sometimes // of the line in the log about sessions that cannot be verified again
-
-	id           string // of this gate, in viaHeader
-	looped       rate.Sometimes
-	authTimeout  time.Duration
-	closeTimeout time.Duration
-	recheck      bool          // sessions are verified again even where the verifier's yes has no end
-	hello        bool          // sessions begin with a greeting
-	behind       string        // the upstream, as the log names it
-	first        *firstMessage // nil: a token comes with the handshake
-	refused      places        // for sockets that are only told no; nil without REFUSE_WITH_CLOSE
-
-	server                   *http.Server
-	certificate              *certificate.Reloader // nil: no TLS
 	drainDelay, drainTimeout time.Duration
 	base                     context.Context // of every request; ended by Cut
-	cut                      context.CancelFunc
-	accepting                context.Context // ended by Drain and Cut, once nothing new is begun
-	stopAccepting            context.CancelFunc
-
-	mu       sync.Mutex
-	closing  bool           // guarded by mu; set once, by Drain or Cut
-	listener net.Listener   // guarded by mu; Serve's, nil before
-	requests sync.WaitGroup // in ServeHTTP; Add under mu and only while not closing, so that Wait may follow
+	endBase                  context.CancelFunc
+	stopAccepting            context.CancelFunc // ends the gate's Accepting
+	requests                 requests
 }
 
 // New checks the whole of c and compiles it. The error joins every mistake, one a line.
 func New(c Config) (*Proxy, error) {
-	p := &Proxy{
-		token:        c.TokenEndpoint,
-		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		metrics:      c.Metrics,
-		id:           rand.Text(),
-		looped:       rate.Sometimes{Interval: time.Minute},
-		authTimeout:  c.Auth.Timeout,
-		closeTimeout: c.Relay.CloseTimeout,
-		recheck:      c.Auth.Recheck > 0,
-		hello:        c.SessionHello,
-		drainDelay:   c.DrainDelay,
-		drainTimeout: c.DrainTimeout,
-		keeper:       lease.New(lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}),
-		tickets:      newTickets(&c),
-		outage:       rate.Sometimes{Interval: time.Minute},
+	p := &Proxy{drainDelay: c.DrainDelay, drainTimeout: c.DrainTimeout}
+	log := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	metrics := c.Metrics
+	if metrics == nil {
+		metrics = admin.NewMetrics(KnownReasons())
 	}
-	if c.Renewal {
-		p.renewals = newRenewals()
-	}
-	if p.metrics == nil {
-		p.metrics = admin.NewMetrics(KnownReasons())
-	}
-	p.report = refusal.NewReporter(p.log, p.metrics)
-	if target, err := url.Parse(c.Upstream.URL); err == nil {
-		p.behind = target.Host
-	}
-	if c.RefuseWithClose {
-		p.refused = make(places, share(maxRefused))
-	}
-	p.waiting = newWaiting(p.log)
-	p.present = newPresences(p.closeTimeout)
-	p.base, p.cut = context.WithCancel(context.Background())
-	p.accepting, p.stopAccepting = context.WithCancel(p.base)
-	c.Auth.Logger = cmp.Or(c.Auth.Logger, p.log)
-	c.Auth.Exhausted, c.Auth.Observe = exhausted, p.observeAuth
+	p.report = refusal.NewReporter(log, metrics)
+	p.base, p.endBase = context.WithCancel(context.Background())
+	accepting, stopAccepting := context.WithCancel(p.base)
+	p.stopAccepting = stopAccepting
 
-	var errs [10]error
-	p.paths, errs[0] = compilePaths(c.Paths, c.PathsUnsafeForms)
-	p.clientIP, errs[1] = clientip.New(c.ClientIP)
-	p.origins, errs[2] = origin.New(c.Origin)
-	p.limits, errs[3] = ratelimit.New(c.Limits)
-	p.auth, errs[4] = auth.New(c.Auth)
-	c.Upstream.KeepAlive = c.Relay.PingInterval == 0 // where there is no heartbeat
-	p.upstream, errs[5] = upstream.New(c.Upstream)
+	// What the rooms need of each other's settings.
+	c.Auth.Logger = cmp.Or(c.Auth.Logger, log)
+	c.Auth.Exhausted = gate.Exhausted
+	c.Auth.Observe = func(took time.Duration, err error) { gate.ObserveAuth(metrics, took, err) }
 	perSession := c.Limits.PerSession()
 	c.Relay.MessageRate, c.Relay.MessageBurst = perSession.Messages, perSession.Burst
 	c.Relay.MessageByteRate = perSession.Bytes
-	p.relay, errs[6] = relay.New(c.Relay)
-	p.server, errs[7] = p.newServer(&c)
-	p.first, errs[8] = newFirstMessage(&c)
-	errs[9] = c.check()
-	if err := errors.Join(errs[:]...); err != nil {
+	c.Upstream.KeepAlive = c.Relay.PingInterval == 0 // where there is no heartbeat
+	c.Front.Logger, c.Front.Base = log, p.base
+	if c.Front.Handler == nil {
+		c.Front.Handler = p
+	}
+	c.Front.RequestTimeout = c.requestTimeout()
+	c.Front.HalfClosed = c.Relay.CloseTimeout // as long as the relay gives a client that is half-closed
+	c.Front.Malformed = func(client netip.Addr) {
+		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", client.String()))
+	}
+	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
+	if c.Gate.RefuseWithClose {
+		c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
+	}
+	if target, err := url.Parse(c.Upstream.URL); err == nil {
+		c.Gate.UpstreamHost = target.Host
+	}
+	c.API.Renewal, c.API.Logger = c.Session.Renewal, log
+
+	parts := gate.Parts{Report: p.report, Metrics: metrics, Log: log, Tickets: c.API.NewTickets(), Base: p.base, Accepting: accepting}
+	var mistakes []error
+	var err error
+	note := func() { mistakes = append(mistakes, err) }
+	parts.ClientIP, err = clientip.New(c.ClientIP)
+	note()
+	parts.Origins, err = origin.New(c.Origin)
+	note()
+	parts.Limits, err = ratelimit.New(c.Limits)
+	note()
+	p.auth, err = auth.New(c.Auth)
+	note()
+	parts.Upstream, err = upstream.New(c.Upstream)
+	note()
+	c.Session.Relay, err = relay.New(c.Relay)
+	note()
+	p.front, err = front.New(c.Front)
+	note()
+	parts.Auth, parts.Extensions = p.auth, c.Relay.Mode != "terminate"
+	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
+	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
+	p.sessions = session.New(c.Session)
+	parts.Sessions = p.sessions
+	p.gate, err = gate.New(c.Gate, parts)
+	note()
+	if err := errors.Join(append(mistakes, c.check())...); err != nil {
+		p.endBase()
 		if p.auth != nil {
 			p.auth.Close() // it may be fetching keys
 		}
 		return nil, err
 	}
+	p.api = api.New(c.API, p.gate, p.sessions)
 	for _, warning := range p.auth.Warnings() {
-		p.log.Warn(warning)
+		log.Warn(warning)
 	}
 	return p, nil
 }
 
-// Ready says why no client can be let in yet, although p serves. Nil: it can be.
-func (p *Proxy) Ready() error { return p.auth.Ready() }
+// requestTimeout is how long the steps of a request may wait: for a failure token, for the verifier to have time and to answer, for
+// the dial and the upstream.
+func (c *Config) requestTimeout() time.Duration {
+	return 3*c.Auth.Timeout + c.Upstream.DialTimeout + c.Upstream.HandshakeTimeout
+}
 
-// check finds the mistakes that no package sees alone.
+// check finds the mistakes that no room sees alone.
 func (c *Config) check() error {
-	var mistakes []error
+	mistakes := c.API.Check(&c.Auth)
 	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
 
 	if c.Auth.UsesCookie() && len(c.Origin.Origins) == 0 {
@@ -216,9 +172,17 @@ func (c *Config) check() error {
 	if !c.Auth.NamesSubject() && c.Limits.PerSubject() {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
 	}
-	checkExchanges(c, note)
+	if mode := c.Auth.Mode; c.Gate.FirstMessage && (mode == "none" || mode == "forward") {
+		note("AUTH_FIRST_MESSAGE: \"true\" has no meaning with AUTH_MODE=%s, which lacks no token; want false, or another mode", mode)
+	}
+	if c.Session.Renewal && !c.Auth.ByToken() {
+		note("RENEWAL: \"true\" needs to know whose a token is by the token alone, which AUTH_MODE=%s does not; want false, or another mode", c.Auth.Mode)
+	}
+	if c.Session.Hello && !c.Session.Renewal {
+		note("SESSION_HELLO: \"true\" sends an id that is of no use without RENEWAL; want false, or RENEWAL=true")
+	}
 	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
-	if c.Relay.Engine == "loop" && (c.TLSCertFile != "" || scheme == "wss" || scheme == "https") {
+	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || scheme == "wss" || scheme == "https") {
 		note("RELAY_ENGINE: %q is not for connections with TLS, here to the clients or to UPSTREAM_URL; want auto or stream", c.Relay.Engine)
 	}
 	if c.DrainDelay < 0 {
@@ -230,132 +194,135 @@ func (c *Config) check() error {
 	return errors.Join(mistakes...)
 }
 
-// upgrade is one request on its way through the steps: what each finds out, for those after it.
-type upgrade struct {
-	w http.ResponseWriter
-	r *http.Request
-
-	path, query string // of the request target, as they came
-	handshaken  bool   // checkHandshake found nothing wrong
-	client      clientip.Client
-	address     netip.Prefix // the key of limits by address
-	route       auth.Route   // how the request came here, as far as we believe it
-	credential  auth.Credential
-	decision    auth.Decision
-	id          string // of the session, from the 101 on
-
-	// What the request holds; let go of by leave, unless it is a session's by then.
-	slot     *ratelimit.Slot // from before the dial
-	upstream *upstream.Conn
-	hijacked net.Conn // the client's connection; net/http answers no more
-	early    []byte   // what the client sent behind its handshake
-	started  bool     // the relay owns the four above
-
-	open     bool   // the client has its 101: until started is true too, a no is a Close frame
-	hopeless bool   // the 101 is there for the no alone
-	place    places // where a socket has its place that is open and no session's; nil: nowhere
-}
-
-// newUpgrade takes the request target apart as it stood in the request line: url.URL has decoded it already, and encodes it
-// anew in a way of its own. Behind it there is no absolute target: its authority is the Host, whatever Host says.
-func newUpgrade(w http.ResponseWriter, r *http.Request) *upgrade {
-	u := &upgrade{w: w, r: r}
-	if authority, target, absolute := cutAuthority(r.RequestURI); absolute {
-		u.r = r.WithContext(r.Context()) // a copy, for a handler must not change its request
-		u.r.Host, u.r.RequestURI = authority, target
+// KnownReasons are the label values that Config.Metrics must be made for.
+func KnownReasons() admin.Known {
+	known := admin.Known{RefusalReasons: refusal.Reasons(), EndReasons: make(map[string][]int)}
+	for r, codes := range relay.Reasons() {
+		known.EndReasons[string(r)] = codes
 	}
-	u.path, u.query, _ = strings.Cut(u.r.RequestURI, "?")
-	return u
+	return known
 }
 
-// ServeHTTP refuses the request or turns it into a session. Cheap checks come before costly ones, and nothing is dialled
-// before everything else has said yes.
+// Descriptors is how many descriptors this process may have open; 0: nobody knows.
+func Descriptors() int { return front.Descriptors() }
+
+// Ready says why no client can be let in yet, although p serves. Nil: it can be.
+func (p *Proxy) Ready() error { return p.auth.Ready() }
+
+// ServeHTTP refuses the request or turns it into a session.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !reached(r) {
-		panic(http.ErrAbortHandler) // its connection was closed to make room
-	}
-	// One request a connection. Were a proxy in front to take a refused upgrade for accepted, it would tunnel whatever its client
-	// sends next, which would be the requests of a trusted proxy here (0ang3el/websocket-smuggle).
-	w.Header().Set("Connection", "close")
-	u := newUpgrade(w, r)
-	if !p.enter() {
-		p.refuse(u, &refusal.Refusal{Reason: refusal.Draining})
-		return
-	}
-	defer p.requests.Done()
-	defer p.watch(u)()
-	defer p.leave(u)
-	if p.isTokenRequest(u) {
-		p.serveToken(u)
-		return
-	}
-	if act := p.endpoint(u); act != nil {
-		p.serveEndpoint(u, act)
-		return
-	}
-	for _, step := range [...]func(*Proxy, *upgrade) *refusal.Refusal{
-		(*Proxy).checkPath,       // not served 404; suspicious 400
-		(*Proxy).checkHandshake,  // not GET 405; not an upgrade, or of another version 426; malformed 400
-		(*Proxy).findClient,      // from here on limits know whom they limit
-		(*Proxy).checkOrigin,     // 403
-		(*Proxy).checkLoop,       // has been here before 508
-		(*Proxy).checkRates,      // by address 429; global 503
-		(*Proxy).checkRoom,       // by address 429; in total 503
-		(*Proxy).authenticate,    // no good token 401; not enough 403; two 400; too many failures 429; nobody could tell 503
-		(*Proxy).takeSlot,        // by address and subject 429; in total 503
-		(*Proxy).connect,         // no connection 502; no answer 504; the upstream's own no
-		(*Proxy).switchProtocols, // 101; the session is the relay's
-	} {
-		if no := step(p, u); no != nil {
-			p.refuse(u, no)
-			return
-		}
-	}
+	p.serve(front.NewExchange(w, r), r)
 }
 
-// enter lets a request in unless the proxy is closing.
-func (p *Proxy) enter() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closing {
+// serve is where every front door's requests come to.
+func (p *Proxy) serve(c gate.Client, r *http.Request) {
+	request := p.gate.NewRequest(c, r)
+	if !p.requests.begin() {
+		p.gate.Refuse(request, &refusal.Refusal{Reason: refusal.Draining})
+		return
+	}
+	defer p.requests.end()
+	if handle := p.api.Handler(request.Path); handle != nil {
+		p.gate.Answer(request, handle)
+		return
+	}
+	p.gate.Serve(request)
+}
+
+// Serve accepts connections from l until Drain or Cut, which make it return nil, or until l fails. It closes l. It is called
+// once.
+func (p *Proxy) Serve(l net.Listener) error { return p.front.Serve(l) }
+
+// Drain ends the life of p in order. It returns nil when all is over, and an error when it cut what was left: because
+// DRAIN_TIMEOUT ran out, ctx ended or Cut was called.
+//
+//  1. For DRAIN_DELAY all goes on as before. The caller has /readyz say 503 by now.
+//  2. The listener closes. Requests in progress finish or get 503; there are no new ones.
+//  3. Sessions get Close 1001, spread over the first half of DRAIN_TIMEOUT.
+//  4. When the last has ended, what is left are connections that never asked for anything. They are closed.
+func (p *Proxy) Drain(ctx context.Context) error {
+	defer p.Cut()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.base, cancel)()
+
+	select {
+	case <-time.After(p.drainDelay):
+	case <-ctx.Done():
+		return fmt.Errorf("drain: %w", ctx.Err())
+	}
+	p.close()
+	ctx, cancel = context.WithTimeout(ctx, p.drainTimeout)
+	defer cancel()
+	p.sessions.Drain(ctx, p.drainTimeout/2)
+	err := p.requests.wait(ctx)
+	if err == nil {
+		err = p.sessions.Wait(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("drain: %d sessions left: %w", p.sessions.Len(), err)
+	}
+	return nil
+}
+
+// Cut ends everything at once: requests, sessions, Serve and Drain. It may be called at any time, and again.
+func (p *Proxy) Cut() {
+	p.close()
+	p.endBase()
+	p.front.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	p.requests.wait(ctx) // none starts a session after this
+	p.sessions.Close(ctx)
+	p.gate.Close()
+	p.report.Flush()
+	p.auth.Close()
+}
+
+// close has no further request accepted.
+func (p *Proxy) close() {
+	p.requests.close()
+	p.stopAccepting()
+	p.front.StopAccepting()
+}
+
+// requests are those in progress, of every front door. The zero value has none.
+type requests struct {
+	mu     sync.Mutex
+	closed bool           // guarded by mu; set once
+	group  sync.WaitGroup // Add under mu and only while not closed, so that Wait may follow
+}
+
+// begin lets a request in, unless there are to be no more. end has to follow.
+func (r *requests) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return false
 	}
-	p.requests.Add(1)
+	r.group.Add(1)
 	return true
 }
 
-// leave is deferred. It lets go of what the request holds, however it ends, and answers for a panic.
-func (p *Proxy) leave(u *upgrade) {
-	failure := recover()
-	defer func() {
-		u.letGo()
-		if u.hijacked != nil && !u.started {
-			u.hijacked.Close()
-		}
-		if u.place != nil {
-			u.place.free()
-		}
-	}()
-	switch {
-	case failure == nil:
-	case failure == http.ErrAbortHandler:
-		panic(failure) // net/http closes the connection, and says nothing
-	default:
-		p.log.Error("panic", "value", failure, "stack", string(debug.Stack()))
-		p.refuse(u, &refusal.Refusal{Reason: refusal.Internal})
-	}
+func (r *requests) end() { r.group.Done() }
+
+func (r *requests) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
 }
 
-// letGo lets go of the upstream and the session's slot, unless there is a session. A second call changes nothing.
-func (u *upgrade) letGo() {
-	if u.started {
-		return
-	}
-	if u.slot != nil {
-		u.slot.Release()
-	}
-	if u.upstream != nil {
-		u.upstream.Close()
-		u.upstream = nil
+// wait returns nil when no request is left, and ctx's error when that ends first. It is called after close.
+func (r *requests) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		r.group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

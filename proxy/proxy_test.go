@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,8 @@ import (
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/front"
+	"portcullis/proxy/gate"
 	"portcullis/proxy/leaktest"
 	"portcullis/proxy/origin"
 	"portcullis/proxy/refusal"
@@ -41,19 +44,25 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = 5 * time.Second
 
 // gate is a Proxy that serves, with all that stands around it.
-type gate struct {
+type testGate struct {
 	*Proxy
+	metrics *admin.Metrics
+	limits  *ratelimit.Limits
+	log     *slog.Logger
 	addr    string
 	journal *journal
 	served  chan error
 	secrets leaktest.Secrets // all that its clients have shown
 }
 
+// itself as the target of newGate is the gate's own address.
+const itself = "itself"
+
 // newGate starts a Proxy in front of target. Its endpoint knows the tokens good (nobody's), wonder (Alice's) and down (its own
 // failure). At the end of the test nothing that clients have shown may be in the log or the metrics.
-func newGate(t testing.TB, target string, edit func(*Config)) *gate {
+func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
 	t.Helper()
-	g := &gate{journal: newJournal(), served: make(chan error, 1)}
+	g := &testGate{journal: newJournal(), served: make(chan error, 1)}
 	g.secrets.Public = []string{"other"} // is a label of the metrics too
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := r.URL.Query().Get("token")
@@ -76,7 +85,18 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	c.DrainTimeout = patience
 	c.Auth.URL = endpoint.URL
 	c.Auth.TokenFrom = append(c.Auth.TokenFrom, "protocol:bearer")
-	c.Upstream.URL = target
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.addr = l.Addr().String()
+	if c.Upstream.URL = target; target == itself {
+		c.Upstream.URL = "ws://" + g.addr
+	}
+	c.Front.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.secrets.Request(r.RequestURI, r.Header)
+		g.ServeHTTP(w, r)
+	})
 	c.Relay.CloseTimeout = time.Second
 	c.Logger = slog.New(slog.NewJSONHandler(g.journal, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c.Metrics = admin.NewMetrics(KnownReasons())
@@ -88,18 +108,10 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 	}
 	p, err := New(c)
 	if err != nil {
+		l.Close()
 		t.Fatal(err)
 	}
-	g.Proxy = p
-	p.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g.secrets.Request(r.RequestURI, r.Header)
-		p.ServeHTTP(w, r)
-	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.addr = l.Addr().String()
+	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.gate.Limits
 	go func() { g.served <- p.Serve(l) }()
 	t.Cleanup(func() {
 		p.Cut()
@@ -114,7 +126,7 @@ func newGate(t testing.TB, target string, edit func(*Config)) *gate {
 }
 
 // leaks are the lines of the log and the metrics that have something in them which a client has shown.
-func (g *gate) leaks(t testing.TB) []string {
+func (g *testGate) leaks(t testing.TB) []string {
 	t.Helper()
 	families, err := g.metrics.Registry().Gather()
 	if err != nil {
@@ -227,13 +239,13 @@ func (j *journal) contains(s string) bool {
 }
 
 // refused is how often the metric has counted a reason.
-func (g *gate) refused(t *testing.T, why refusal.Reason) float64 {
+func (g *testGate) refused(t *testing.T, why refusal.Reason) float64 {
 	t.Helper()
 	return g.metric(t, "portcullis_upgrades_total", string(why))
 }
 
 // metric is the value of a series, found by its family and the value of its label reason.
-func (g *gate) metric(t *testing.T, family, reason string) float64 {
+func (g *testGate) metric(t *testing.T, family, reason string) float64 {
 	t.Helper()
 	families, err := g.metrics.Registry().Gather()
 	if err != nil {
@@ -260,7 +272,7 @@ func (g *gate) metric(t *testing.T, family, reason string) float64 {
 }
 
 // dial opens a TCP connection to the gate.
-func (g *gate) dial(t testing.TB) net.Conn {
+func (g *testGate) dial(t testing.TB) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", g.addr)
 	if err != nil {
@@ -281,7 +293,7 @@ type answer struct {
 }
 
 // send sends a raw request on a connection of its own and reads the answer.
-func (g *gate) send(t testing.TB, raw string) *answer {
+func (g *testGate) send(t testing.TB, raw string) *answer {
 	t.Helper()
 	conn := g.dial(t)
 	if _, err := io.WriteString(conn, raw); err != nil {
@@ -438,7 +450,7 @@ func newEcho(t testing.TB) string {
 	return "ws" + strings.TrimPrefix(s.URL, "http")
 }
 
-func (g *gate) connect(t testing.TB, target string, header http.Header, protocols ...string) *websocket.Conn {
+func (g *testGate) connect(t testing.TB, target string, header http.Header, protocols ...string) *websocket.Conn {
 	t.Helper()
 	conn, resp, err := g.tryConnect(target, header, protocols...)
 	if err != nil {
@@ -449,7 +461,7 @@ func (g *gate) connect(t testing.TB, target string, header http.Header, protocol
 	return conn
 }
 
-func (g *gate) tryConnect(target string, header http.Header, protocols ...string) (*websocket.Conn, *http.Response, error) {
+func (g *testGate) tryConnect(target string, header http.Header, protocols ...string) (*websocket.Conn, *http.Response, error) {
 	d := websocket.Dialer{Subprotocols: protocols, HandshakeTimeout: patience}
 	return d.Dial("ws://"+g.addr+target, header)
 }
@@ -465,7 +477,8 @@ func echoes(t *testing.T, conn *websocket.Conn, message string) {
 }
 
 func TestSession(t *testing.T) {
-	g := newGate(t, newEcho(t), nil)
+	target := newEcho(t)
+	g := newGate(t, target, nil)
 	conn, resp, err := g.tryConnect("/room?token=wonder", nil, "chat")
 	if err != nil {
 		t.Fatal(err)
@@ -498,7 +511,7 @@ func TestSession(t *testing.T) {
 	}
 	delete(line, "session")
 	want := map[string]any{
-		"level": "INFO", "msg": "session ended", "subject": "Alice", "client": "127.0.0.1", "path": "/room", "upstream": g.behind,
+		"level": "INFO", "msg": "session ended", "subject": "Alice", "client": "127.0.0.1", "path": "/room", "upstream": strings.TrimPrefix(target, "ws://"),
 		"reason": "client_close", "code": 4000.0,
 		"client_messages": 1.0, "client_bytes": 4.0, "upstream_messages": 1.0, "upstream_bytes": 4.0,
 	}
@@ -546,15 +559,15 @@ func TestTokenInSubprotocol(t *testing.T) {
 
 func TestNewTellsAllMistakes(t *testing.T) {
 	_, err := New(Config{
-		Paths:       []string{"chat"},
-		DrainDelay:  -1,
-		TLSCertFile: "cert.pem",
-		ClientIP:    clientip.Config{TrustedProxies: []string{"everyone"}},
-		Origin:      origin.Config{Origins: []string{"*"}},
-		Limits:      ratelimit.Config{Sessions: -1},
-		Auth:        auth.Config{Mode: "magic"},
-		Upstream:    upstream.Config{URL: "ftp://x"},
-		Relay:       relay.Config{Mode: "teleport"},
+		Gate:       gate.Config{Paths: []string{"chat"}},
+		DrainDelay: -1,
+		Front:      front.Config{CertFile: "cert.pem"},
+		ClientIP:   clientip.Config{TrustedProxies: []string{"everyone"}},
+		Origin:     origin.Config{Origins: []string{"*"}},
+		Limits:     ratelimit.Config{Sessions: -1},
+		Auth:       auth.Config{Mode: "magic"},
+		Upstream:   upstream.Config{URL: "ftp://x"},
+		Relay:      relay.Config{Mode: "teleport"},
 	})
 	if err == nil {
 		t.Fatal("no error")
@@ -679,15 +692,28 @@ func TestClientGoneDuringDial(t *testing.T) {
 }
 
 // waitAllReleased closes the gate and waits for its requests; then no slot may be taken.
-func (g *gate) waitAllReleased() error {
+func (g *testGate) waitAllReleased() error {
 	g.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := g.wait(ctx); err != nil {
+	if err := cmp.Or(g.requests.wait(ctx), g.sessions.Wait(ctx)); err != nil {
 		return err
 	}
 	if scope := g.limits.SessionsFull(netip.Prefix{}); scope != "" {
 		return fmt.Errorf("a slot is still taken (%s)", scope)
 	}
 	return nil
+}
+
+// awaitPending waits until so many connections have no request.
+func (g *testGate) awaitPending(t *testing.T, want int) {
+	t.Helper()
+	n := -1
+	for range 5000 {
+		if n = g.front.Pending(); n == want {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("%d connections are pending, want %d", n, want)
 }

@@ -43,7 +43,7 @@ func TestRefusals(t *testing.T) {
 		body   string            // how it begins, if not the reason's text
 	}{
 		{reason: refusal.PathSuspicious, raw: good("/a/%2e%2e/b"), status: 400, body: "suspicious path: a dot segment\n"},
-		{reason: refusal.Path, edit: func(c *Config) { c.Paths = []string{"/chat"} }, raw: good("/chats"), status: 404},
+		{reason: refusal.Path, edit: func(c *Config) { c.Gate.Paths = []string{"/chat"} }, raw: good("/chats"), status: 404},
 		{reason: refusal.Method, raw: strings.Replace(good("/"), "GET", "PUT", 1), status: 405, header: map[string]string{"Allow": "GET"}},
 		{reason: refusal.NotWebSocket, raw: request("GET /?private="+secret+" HTTP/1.1", "Host: a"), status: 426,
 			header: map[string]string{"Upgrade": "websocket"}},
@@ -145,8 +145,8 @@ func TestRefusals(t *testing.T) {
 
 func TestInternalError(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, func(c *Config) {
-		c.Paths = []string{"/"}
-		c.TokenEndpoint = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") })
+		c.Gate.Paths = []string{"/"}
+		c.API.TokenEndpoint = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") })
 	})
 	a := g.send(t, request("GET /token HTTP/1.1", "Host: a"))
 	if a.StatusCode != 500 || a.body != "internal error\n" {

@@ -12,12 +12,13 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 )
 
 func refusingWithClose(edits ...func(*Config)) func(*Config) {
 	return func(c *Config) {
-		c.RefuseWithClose = true
+		c.Gate.RefuseWithClose = true
 		for _, edit := range edits {
 			edit(c)
 		}
@@ -26,11 +27,11 @@ func refusingWithClose(edits ...func(*Config)) func(*Config) {
 
 // What is refused has no id to renew it by.
 func TestRefusedHasNoSession(t *testing.T) {
-	g := newGate(t, newEcho(t), refusingWithClose(func(c *Config) { c.Renewal = true }))
-	if a := g.upgraded(t, handshake("/?token=bad")); a.Header[sessionHeader] != nil {
-		t.Errorf("%s: %q", sessionHeader, a.Header[sessionHeader])
+	g := newGate(t, newEcho(t), refusingWithClose(func(c *Config) { c.Session.Renewal = true }))
+	if a := g.upgraded(t, handshake("/?token=bad")); a.Header[session.Header] != nil {
+		t.Errorf("%s: %q", session.Header, a.Header[session.Header])
 	}
-	if a := g.upgraded(t, handshake("/?token=wonder")); a.Header.Get(sessionHeader) == "" {
+	if a := g.upgraded(t, handshake("/?token=wonder")); a.Header.Get(session.Header) == "" {
 		t.Error("a session without an id")
 	}
 }
@@ -57,7 +58,7 @@ func TestRefuseWithClose(t *testing.T) {
 			"too many connection attempts from your address; retry in "},
 		{"global rate", limited(ratelimit.Config{Upgrades: hour}), good("/"), good("/"), 503, 1013, "too many connection attempts; retry in "},
 		{"no room", limited(ratelimit.Config{Sessions: 1}), good("/"), good("/"), 503, 1013, "too many open connections; retry in "},
-		{"first message, but no room for it", func(c *Config) { c.FirstMessage, c.FirstMessageMax = true, 1 }, handshake("/"), handshake("/"), 503, 1013,
+		{"first message, but no room for it", func(c *Config) { c.Gate.FirstMessage, c.Gate.FirstMessageMax = true, 1 }, handshake("/"), handshake("/"), 503, 1013,
 			"too many connections wait to send their token; retry in "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -117,7 +118,7 @@ func TestRefuseWithCloseOnceTheUpstreamWasAsked(t *testing.T) {
 func TestRefuseWithCloseStaysHTTP(t *testing.T) {
 	g := bundled(t, refusingWithClose(func(c *Config) {
 		c.Origin.Origins = []string{"https://a.example"}
-		c.Renewal = true
+		c.Session.Renewal = true
 	}))
 	for _, tt := range []struct {
 		name, raw string
@@ -177,7 +178,7 @@ func TestRefuseWithCloseNamesAProtocol(t *testing.T) {
 
 func TestRefuseWithCloseOverTLS(t *testing.T) {
 	certFile, keyFile, roots := selfSigned(t)
-	g := newGate(t, newEcho(t), refusingWithClose(func(c *Config) { c.TLSCertFile, c.TLSKeyFile = certFile, keyFile }))
+	g := newGate(t, newEcho(t), refusingWithClose(func(c *Config) { c.Front.CertFile, c.Front.KeyFile = certFile, keyFile }))
 	d := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: roots}, Subprotocols: []string{"chat"}, HandshakeTimeout: patience}
 	conn, _, err := d.Dial("wss://"+g.addr+"/?token=bad", nil)
 	if err != nil {
@@ -195,10 +196,8 @@ func TestRefuseWithCloseIsBounded(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, refusingWithClose(func(c *Config) {
 		c.Limits = ratelimit.Config{}
 		c.Relay.CloseTimeout = time.Minute
+		c.Gate.MaxCloseFrames = 1
 	}))
-	for range cap(g.Proxy.refused) - 1 {
-		g.Proxy.refused.take()
-	}
 	last := g.upgraded(t, handshake("/?token=bad"))
 	if a := g.send(t, handshake("/?token=bad")); a.StatusCode != 401 {
 		t.Errorf("beyond the bound: got %d, want the HTTP answer 401", a.StatusCode)
@@ -221,7 +220,7 @@ func TestRefuseWithCloseDoesNotWaitForEver(t *testing.T) {
 	if code, _ := a.lastWords(t); code != 3000 {
 		t.Errorf("got Close %d, want 3000", code)
 	}
-	g.requests.Wait() // the handler has returned
+	g.requests.group.Wait() // the handler has returned
 	// What has ended resets what is still sent.
 	for deadline := time.Now().Add(patience); ; {
 		if _, err := io.WriteString(a.conn, text("are you there?")); err != nil {

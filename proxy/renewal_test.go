@@ -12,13 +12,14 @@ import (
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy/refusal"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 )
 
 // renewing has a gate verify JWTs and renew sessions.
 func renewing(c *Config) {
 	byJWT(c)
-	c.Renewal = true
+	c.Session.Renewal = true
 	c.Limits = ratelimit.Config{}
 }
 
@@ -27,10 +28,12 @@ func post(path, token string, lines ...string) string {
 	return request(append([]string{"POST " + path + " HTTP/1.1", "Host: gate.example", "Content-Length: 0", "Authorization: Bearer " + token}, lines...)...)
 }
 
-func renewal(token, id string) string { return post(sessionPath, token, sessionHeader+": "+id) }
+func renewal(token, id string) string {
+	return post("/.portcullis/session", token, session.Header+": "+id)
+}
 
 // open opens a session and returns its id.
-func (g *gate) open(t testing.TB, target string) (*websocket.Conn, string) {
+func (g *testGate) open(t testing.TB, target string) (*websocket.Conn, string) {
 	t.Helper()
 	conn, resp, err := g.tryConnect(target, nil)
 	if err != nil {
@@ -38,7 +41,7 @@ func (g *gate) open(t testing.TB, target string) (*websocket.Conn, string) {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetReadDeadline(time.Now().Add(patience))
-	return conn, resp.Header.Get(sessionHeader)
+	return conn, resp.Header.Get(session.Header)
 }
 
 func hour() time.Time { return time.Now().Add(time.Hour) }
@@ -68,7 +71,7 @@ func TestSessionLivesOnByAFreshToken(t *testing.T) {
 func TestFreshTokenTakesThePlaceOfTheOld(t *testing.T) {
 	w, e := newWitness(t), newTeller(t, accepts("Alice", 0))
 	g := newGate(t, w.url, func(c *Config) {
-		c.Auth.URL, c.Auth.Recheck, c.Renewal = e.url, 20*time.Millisecond, true
+		c.Auth.URL, c.Auth.Recheck, c.Session.Renewal = e.url, 20*time.Millisecond, true
 		c.Limits = ratelimit.Config{}
 	})
 	conn, id := g.open(t, "/?token=first-token")
@@ -116,15 +119,15 @@ func TestRenewalsAreRefusedAlike(t *testing.T) {
 		{"nobody's token", renewal(g.tokenUntil(t, "", hour()), id)},
 		{"a token of no user for a session of no user", renewal(g.tokenUntil(t, "", hour()), nobodys)},
 		{"unknown id", renewal(alices, strings.Repeat("A", 26))},
-		{"no id", post(sessionPath, alices)},
+		{"no id", post("/.portcullis/session", alices)},
 		{"empty id", renewal(alices, "")},
-		{"two ids", post(sessionPath, alices, sessionHeader+": "+id, sessionHeader+": "+id)},
+		{"two ids", post("/.portcullis/session", alices, session.Header+": "+id, session.Header+": "+id)},
 		{"a long id", renewal(alices, strings.Repeat("A", 10_000))},
 		{"a session that is over", renewal(alices, goneID)},
 		{"a token that is over", renewal(g.tokenUntil(t, "Alice", time.Now().Add(-time.Hour)), id)},
 		{"a token of another key", renewal(alices[:len(alices)-4]+"AAAA", id)},
 		{"no token by its looks", renewal("\xff", id)},
-		{"two tokens", post(sessionPath, alices, sessionHeader+": "+id, "Authorization: Bearer other")},
+		{"two tokens", post("/.portcullis/session", alices, session.Header+": "+id, "Authorization: Bearer other")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := g.send(t, tt.raw)
@@ -195,9 +198,9 @@ func TestSessionHeaderIsTheGates(t *testing.T) {
 		token   string
 		want    bool
 	}{{false, "wonder", false}, {true, "wonder", true}, {true, "good", false}} {
-		g := newGate(t, w.url, func(c *Config) { c.Renewal = tt.renewal })
+		g := newGate(t, w.url, func(c *Config) { c.Session.Renewal = tt.renewal })
 		a := g.send(t, handshake("/?token="+tt.token))
-		ids := a.Header.Values(sessionHeader)
+		ids := a.Header.Values(session.Header)
 		if tt.want && (len(ids) != 1 || len(ids[0]) != 26) || !tt.want && len(ids) != 0 {
 			t.Errorf("RENEWAL=%t, token %s: got %q", tt.renewal, tt.token, ids)
 		}
@@ -209,12 +212,12 @@ func TestGreeting(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		edit func(*Config)
-		open func(t *testing.T, g *gate, token string) *websocket.Conn
+		open func(t *testing.T, g *testGate, token string) *websocket.Conn
 	}{
 		{"passthrough", nil, nil},
 		{"stream", func(c *Config) { c.Relay.Engine = "stream" }, nil},
 		{"terminate", func(c *Config) { c.Relay.Mode = "terminate" }, nil},
-		{"behind a first message", func(c *Config) { c.FirstMessage = true }, func(t *testing.T, g *gate, token string) *websocket.Conn {
+		{"behind a first message", func(c *Config) { c.Gate.FirstMessage = true }, func(t *testing.T, g *testGate, token string) *websocket.Conn {
 			conn := g.connect(t, "/", nil)
 			conn.WriteMessage(websocket.TextMessage, []byte(token))
 			return conn
@@ -223,7 +226,7 @@ func TestGreeting(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := newGate(t, w.url, func(c *Config) {
 				renewing(c)
-				c.SessionHello = true
+				c.Session.Hello = true
 				if tt.edit != nil {
 					tt.edit(c)
 				}

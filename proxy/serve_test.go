@@ -16,13 +16,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"portcullis/proxy/refusal"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"portcullis/proxy/refusal"
 )
 
 func TestMalformedRequestsAreCounted(t *testing.T) {
@@ -54,76 +55,15 @@ func TestMalformedRequestsAreCounted(t *testing.T) {
 	}
 }
 
-// TestWhatCountsAsMalformed goes through what net/http tells of a connection.
-func TestWhatCountsAsMalformed(t *testing.T) {
-	g := newGate(t, newBackend(t, nil).url, nil)
-	const (
-		handled http.ConnState = -1 - iota // our handler ran
-		written                            // net/http wrote an answer
-		alerted                            // crypto/tls wrote that it closes
-	)
-	elsewhere, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer elsewhere.Close()
-	for _, tt := range []struct {
-		name   string
-		states []http.ConnState
-		want   float64
-	}{
-		{"silent", []http.ConnState{http.StateNew, http.StateClosed}, 0},
-		{"refused by net/http", []http.ConnState{http.StateNew, http.StateActive, written, http.StateClosed}, 1},
-		{"gone or evicted within its header", []http.ConnState{http.StateNew, http.StateActive, http.StateClosed}, 0},
-		{"the same with TLS", []http.ConnState{http.StateNew, http.StateActive, alerted, http.StateClosed}, 0},
-		{"answered", []http.ConnState{http.StateNew, http.StateActive, handled, http.StateClosed}, 0},
-		{"upgraded", []http.ConnState{http.StateNew, http.StateActive, handled, http.StateHijacked}, 0},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			before := g.refused(t, refusal.Malformed)
-			tcp, err := net.Dial("tcp", elsewhere.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer tcp.Close()
-			conn := g.waiting.add(tcp.(*net.TCPConn))
-			r := (&http.Request{}).WithContext(g.server.ConnContext(t.Context(), conn))
-			for _, state := range tt.states {
-				switch state {
-				case handled:
-					reached(r)
-				case written:
-					io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request")
-				case alerted:
-					conn.Write(make([]byte, 31)) // RFC 5246 section 7.2, sealed by AES-GCM
-				default:
-					g.connState(conn, state)
-				}
-			}
-			if got := g.refused(t, refusal.Malformed) - before; got != tt.want {
-				t.Errorf("counted %v times, want %v", got, tt.want)
-			}
-		})
-	}
-}
-
-// The relay's event loop takes plain TCP connections only.
-func TestSessionHasThePlainConnection(t *testing.T) {
-	tcp := &net.TCPConn{}
-	if got := unmarked(&markedConn{TCPConn: tcp}); got != net.Conn(tcp) {
-		t.Errorf("got %T, want the *net.TCPConn", got)
-	}
-}
-
-func (g *gate) drain(ctx context.Context) <-chan error {
+func (g *testGate) drain(ctx context.Context) <-chan error {
 	drained := make(chan error, 1)
 	go func() { drained <- g.Drain(ctx) }()
 	return drained
 }
 
 // waitClosing waits for Drain to have stopped accepting.
-func (g *gate) waitClosing() {
-	for !g.isClosing() {
+func (g *testGate) waitClosing() {
+	for !g.requests.isClosed() {
 		runtime.Gosched()
 	}
 }
@@ -211,7 +151,7 @@ func TestUpgradeThatEndsWhileDrainingGets503(t *testing.T) {
 func TestNewRequestWhileDrainingGets503(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, nil)
 	held := make(chan struct{})
-	if !g.enter() { // holds Drain back
+	if !g.requests.begin() { // holds Drain back
 		t.Fatal("closed")
 	}
 	conn := g.dial(t)
@@ -225,7 +165,7 @@ func TestNewRequestWhileDrainingGets503(t *testing.T) {
 	io.WriteString(conn, "Host: a\r\n\r\n")
 	go func() {
 		<-held
-		g.requests.Done()
+		g.requests.end()
 	}()
 	a := readAnswer(t, conn)
 	if a.StatusCode != 503 {
@@ -350,7 +290,7 @@ func selfSigned(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
 func TestTLS(t *testing.T) {
 	b := newBackend(t, nil)
 	certFile, keyFile, roots := selfSigned(t)
-	g := newGate(t, b.url, func(c *Config) { c.TLSCertFile, c.TLSKeyFile = certFile, keyFile })
+	g := newGate(t, b.url, func(c *Config) { c.Front.CertFile, c.Front.KeyFile = certFile, keyFile })
 
 	for _, tt := range []struct {
 		name   string
@@ -406,12 +346,16 @@ func TestTLS(t *testing.T) {
 }
 
 // The request's context must not end before the steps that it times have.
-func TestServerWaitsForTheSteps(t *testing.T) {
-	g := newGate(t, newBackend(t, nil).url, func(c *Config) {
-		c.Auth.Timeout, c.Upstream.DialTimeout, c.Upstream.HandshakeTimeout = time.Minute, time.Hour, 24*time.Hour
-	})
-	steps := 3*time.Minute + 25*time.Hour
-	if g.server.WriteTimeout <= steps || g.server.ReadTimeout <= steps+g.server.ReadHeaderTimeout {
-		t.Errorf("WriteTimeout %v, ReadTimeout %v: want more than the steps' %v", g.server.WriteTimeout, g.server.ReadTimeout, steps)
+func TestRequestTimeoutIsThatOfTheSteps(t *testing.T) {
+	c := defaults(t)
+	c.Auth.Timeout, c.Upstream.DialTimeout, c.Upstream.HandshakeTimeout = time.Minute, time.Hour, 24*time.Hour
+	if got, want := c.requestTimeout(), 3*time.Minute+25*time.Hour; got != want {
+		t.Errorf("got %v, want %v", got, want)
 	}
+}
+
+func (r *requests) isClosed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
 }

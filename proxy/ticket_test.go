@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"portcullis/proxy/auth"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
@@ -21,15 +23,15 @@ import (
 
 // ticketing has a gate issue tickets, also to clients for which this machine speaks.
 func ticketing(c *Config) {
-	c.Tickets = true
+	c.API.Tickets = true
 	c.Limits = ratelimit.Config{}
 	c.ClientIP.TrustedProxies = []string{"127.0.0.1"}
 }
 
 // ticket trades a token for a ticket, which no line of the log may have.
-func (g *gate) ticket(t testing.TB, token string, lines ...string) string {
+func (g *testGate) ticket(t testing.TB, token string, lines ...string) string {
 	t.Helper()
-	a := g.send(t, post(ticketPath, token, lines...))
+	a := g.send(t, post("/.portcullis/ticket", token, lines...))
 	var got struct {
 		Ticket  string
 		Expires time.Time
@@ -85,56 +87,62 @@ func TestTicketAttacks(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		edit   func(*Config)
-		owner  string                                        // the address that asks for the ticket
-		raw    func(t *testing.T, g *gate, tk string) string // what is sent with it
+		owner  string                                            // the address that asks for the ticket
+		raw    func(t *testing.T, g *testGate, tk string) string // what is sent with it
 		status int
 		reason refusal.Reason
 	}{
-		{"none", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.1")) }, 101, ""},
-		{"replayed", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
+		{"none", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.1")) }, 101, ""},
+		{"replayed", nil, "192.0.2.1", func(t *testing.T, g *testGate, tk string) string {
 			g.send(t, handshake("/?ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
 		}, 401, refusal.TokenRefused},
-		{"replayed after an upgrade that failed later", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
+		{"replayed after an upgrade that failed later", nil, "192.0.2.1", func(t *testing.T, g *testGate, tk string) string {
 			g.send(t, handshake("/?token=other&ticket="+tk, from("192.0.2.1")))
 			return handshake("/?ticket="+tk, from("192.0.2.1"))
 		}, 401, refusal.TokenRefused},
-		{"from another address", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, refusal.TokenRefused},
-		{"from another network", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
+		{"from another address", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string { return handshake("/?ticket="+tk, from("192.0.2.2")) }, 401, refusal.TokenRefused},
+		{"from another network", nil, "2001:db8::1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk, from("2001:db8:0:1::1"))
 		}, 401, refusal.TokenRefused},
-		{"from the same /64", nil, "2001:db8::1", func(_ *testing.T, _ *gate, tk string) string {
+		{"from the same /64", nil, "2001:db8::1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk, from("2001:db8::ffff:2"))
 		}, 101, ""},
-		{"from another address, not bound", func(c *Config) { c.TicketBindIP = false }, "192.0.2.1",
-			func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket="+tk, from("2001:db8::1")) }, 101, ""},
-		{"made up", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=" + strings.Repeat("A", 43)) }, 401, refusal.TokenRefused},
-		{"cut short", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"from another address, not bound", func(c *Config) { c.API.TicketBindIP = false }, "192.0.2.1",
+			func(_ *testing.T, _ *testGate, tk string) string {
+				return handshake("/?ticket="+tk, from("2001:db8::1"))
+			}, 101, ""},
+		{"made up", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
+			return handshake("/?ticket=" + strings.Repeat("A", 43))
+		}, 401, refusal.TokenRefused},
+		{"cut short", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk[:42], from("192.0.2.1"))
 		}, 401, refusal.TokenRefused},
-		{"as a token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, refusal.TokenRefused},
-		{"in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"as a token", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string { return handshake("/?token="+tk, from("192.0.2.1")) }, 401, refusal.TokenRefused},
+		{"in a header", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/", "Authorization: Bearer "+tk, from("192.0.2.1"))
 		}, 401, refusal.TokenRefused},
-		{"for another ticket", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return post(ticketPath, tk, from("192.0.2.1")) }, 401, refusal.TokenRefused},
-		{"beside its own token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"for another ticket", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
+			return post("/.portcullis/ticket", tk, from("192.0.2.1"))
+		}, 401, refusal.TokenRefused},
+		{"beside its own token", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=wonder", from("192.0.2.1"))
 		}, 101, ""},
-		{"beside another token", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"beside another token", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=good", from("192.0.2.1"))
 		}, 400, refusal.TokenConflict},
-		{"beside another token in a header", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"beside another token in a header", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk, "Authorization: Bearer good", from("192.0.2.1"))
 		}, 400, refusal.TokenConflict},
-		{"beside no token by its looks", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"beside no token by its looks", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket="+tk+"&token=%01", from("192.0.2.1"))
 		}, 401, refusal.TokenMalformed},
-		{"two", nil, "192.0.2.1", func(t *testing.T, g *gate, tk string) string {
+		{"two", nil, "192.0.2.1", func(t *testing.T, g *testGate, tk string) string {
 			return handshake("/?ticket="+tk+"&ticket="+g.ticket(t, "wonder", from("192.0.2.1")), from("192.0.2.1"))
 		}, 400, refusal.TokenConflict},
-		{"not escaped properly", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=%zz") }, 401, refusal.TokenMalformed},
-		{"empty", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string { return handshake("/?ticket=") }, 401, refusal.TokenMissing},
-		{"as large as a header may be", nil, "192.0.2.1", func(_ *testing.T, _ *gate, tk string) string {
+		{"not escaped properly", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string { return handshake("/?ticket=%zz") }, 401, refusal.TokenMalformed},
+		{"empty", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string { return handshake("/?ticket=") }, 401, refusal.TokenMissing},
+		{"as large as a header may be", nil, "192.0.2.1", func(_ *testing.T, _ *testGate, tk string) string {
 			return handshake("/?ticket=" + strings.Repeat("A", 60<<10))
 		}, 401, refusal.TokenMalformed},
 	} {
@@ -205,7 +213,7 @@ func TestSessionOfATicketEndsWithTheToken(t *testing.T) {
 	w := newWitness(t)
 	g := newGate(t, w.url, func(c *Config) {
 		byJWT(c)
-		c.Tickets, c.Auth.JWTLeeway = true, 0
+		c.API.Tickets, c.Auth.JWTLeeway = true, 0
 	})
 	exp := soon()
 	token := g.tokenUntil(t, "Alice", exp)
@@ -222,7 +230,7 @@ func TestSessionOfATicketEndsWithTheToken(t *testing.T) {
 func TestSessionOfATicketIsVerifiedAgain(t *testing.T) {
 	w, e := newWitness(t), newTeller(t, accepts("Alice", 0))
 	g := newGate(t, w.url, func(c *Config) {
-		c.Tickets = true
+		c.API.Tickets = true
 		c.Auth.URL, c.Auth.Recheck = e.url, 20*time.Millisecond
 	})
 	conn := g.connect(t, "/?ticket="+g.ticket(t, "wonder"), nil)
@@ -237,14 +245,14 @@ func TestSessionOfATicketIsVerifiedAgain(t *testing.T) {
 
 func TestUnusedTicketsAreCapped(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, ticketing)
-	g.tickets = ticket.New[grant](ticket.Config{TTL: time.Hour, Total: 3, Each: 2})
+	g.gate.Tickets = ticket.New[auth.Grant](ticket.Config{TTL: time.Hour, Total: 3, Each: 2})
 	var got []string
 	for _, addr := range []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"} {
 		token := "good"
 		if addr != "192.0.2.1" {
 			token = "wonder"
 		}
-		a := g.send(t, post(ticketPath, token, "X-Forwarded-For: "+addr))
+		a := g.send(t, post("/.portcullis/ticket", token, "X-Forwarded-For: "+addr))
 		if got = append(got, fmt.Sprint(a.StatusCode)); a.StatusCode != 200 && a.Header.Get("Retry-After") == "" {
 			t.Errorf("%d without Retry-After", a.StatusCode)
 		}
@@ -279,13 +287,12 @@ func BenchmarkTicket(b *testing.B) {
 		ticketing(c)
 		c.Logger = nil
 	})
-	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(post(ticketPath, g.tokenUntil(b, "Alice", hour())))))
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(post("/.portcullis/ticket", g.tokenUntil(b, "Alice", hour())))))
 	if err != nil {
 		b.Fatal(err)
 	}
 	r.RemoteAddr = "192.0.2.1:1"
-	u := newUpgrade(nil, r)
-	g.findClient(u)
+	key := ratelimit.AddressKey(netip.MustParseAddr("192.0.2.1"))
 	b.ReportAllocs()
 	for b.Loop() {
 		w := httptest.NewRecorder()
@@ -294,9 +301,8 @@ func BenchmarkTicket(b *testing.B) {
 		if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
 			b.Fatal(err)
 		}
-		if err := g.redeem(u, a.Ticket); err != nil {
-			b.Fatal(err)
+		if _, ok := g.gate.Tickets.Redeem(a.Ticket, key); !ok {
+			b.Fatal("the ticket is not good")
 		}
-		u.credential.Token = ""
 	}
 }

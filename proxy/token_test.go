@@ -11,11 +11,11 @@ import (
 )
 
 // bundled is a gate as with the bundled backend: / for upgrades, /token for tokens.
-func bundled(t *testing.T, edit func(*Config)) *gate {
+func bundled(t *testing.T, edit func(*Config)) *testGate {
 	t.Helper()
 	return newGate(t, newBackend(t, nil).url, func(c *Config) {
-		c.Paths = []string{"/"}
-		c.TokenEndpoint = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.Gate.Paths = []string{"/"}
+		c.API.TokenEndpoint = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Access-Control-Allow-Origin", "*")
 			if r.URL.Query().Get("token") != "good" {
 				w.WriteHeader(http.StatusBadRequest)
@@ -59,9 +59,9 @@ func TestTokenEndpoint(t *testing.T) {
 			[]string{tokenRequest("good")}, tokenRequest("good"), 429, refusal.RateAddress.Text() + "\n", refusal.RateAddress},
 		{"global rate", func(c *Config) { c.Limits = ratelimit.Config{Upgrades: hour(1)} },
 			[]string{tokenRequest("good")}, tokenRequest("good"), 503, refusal.RateGlobal.Text() + "\n", refusal.RateGlobal},
-		{"claimed by PATHS", func(c *Config) { c.Paths = []string{"/token"} }, nil, tokenRequest("good"), 426,
+		{"claimed by PATHS", func(c *Config) { c.Gate.Paths = []string{"/token"} }, nil, tokenRequest("good"), 426,
 			refusal.NotWebSocket.Text() + "\n", refusal.NotWebSocket},
-		{"none", func(c *Config) { c.TokenEndpoint = nil }, nil, tokenRequest("good"), 404, refusal.Path.Text() + "\n", refusal.Path},
+		{"none", func(c *Config) { c.API.TokenEndpoint = nil }, nil, tokenRequest("good"), 404, refusal.Path.Text() + "\n", refusal.Path},
 		{"elsewhere", nil, nil, request("GET /token/ HTTP/1.1", "Host: a"), 404, refusal.Path.Text() + "\n", refusal.Path},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

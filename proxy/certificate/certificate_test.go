@@ -380,17 +380,22 @@ func TestValidityIsWatched(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFiles(t, newPairValid(t, 1, tt.from, tt.until))
-				r, _, warnings := newReloader(t, f)
+				r, _, _ := newReloader(t, f)
+				warnings := make(chan string, 10)
+				r.Warn = func(err error) { warnings <- err.Error() }
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				go r.Watch(ctx)
 				for i, want := range tt.days {
 					synctest.Wait()
-					if got := *warnings; (want == "") != (len(got) == 0) || want != "" && (len(got) != 1 ||
+					var got []string
+					for len(warnings) > 0 {
+						got = append(got, <-warnings)
+					}
+					if (want == "") != (len(got) == 0) || want != "" && (len(got) != 1 ||
 						!strings.HasPrefix(got[0], "TLS_CERT_FILE: "+strconv.Quote(f.cert)) || !strings.Contains(got[0], want) || !strings.Contains(got[0], "; want ")) {
 						t.Errorf("day %d: %q, want %q", i, got, want)
 					}
-					*warnings = nil
 					time.Sleep(day)
 				}
 			})

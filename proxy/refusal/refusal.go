@@ -74,3 +74,16 @@ func jitter(wait time.Duration) int {
 func Seconds(d time.Duration) int {
 	return max(1, int((d+time.Second-1)/time.Second))
 }
+
+// Challenge is WWW-Authenticate as of RFC 6750 section 3, without an error code where no credential was shown; or what the
+// verifier challenged with.
+func Challenge(code string, verifiers ...string) http.Header {
+	values := verifiers
+	if len(values) == 0 {
+		values = []string{`Bearer realm="portcullis"`}
+		if code != "" {
+			values[0] += `, error="` + code + `"`
+		}
+	}
+	return http.Header{"WWW-Authenticate": values}
+}

@@ -1,0 +1,75 @@
+package gate
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"portcullis/proxy/refusal"
+	"portcullis/ratelimit"
+)
+
+// CheckOrigin refuses a request that a page of another origin sent.
+func (g *Gate) CheckOrigin(r *Request) *refusal.Refusal {
+	if !g.Origins.Allows(r.HTTP.Header["Origin"]) {
+		return &refusal.Refusal{Reason: refusal.Origin}
+	}
+	return nil
+}
+
+// CheckRates counts a request, by its address and in total, and refuses one too many. It also refuses an address that has used
+// up its failed authentications.
+func (g *Gate) CheckRates(r *Request) *refusal.Refusal {
+	now := time.Now()
+	if wait, ok := g.Limits.UpgradeFromAddress(r.Key, now); !ok {
+		return &refusal.Refusal{Reason: refusal.RateAddress, RetryAfter: wait, Header: http.Header{
+			"RateLimit-Policy": {g.Limits.Policy()},
+			"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, refusal.Seconds(wait))},
+		}}
+	}
+	if wait, ok := g.Limits.FailuresLeft(r.Key, now); !ok {
+		return &refusal.Refusal{Reason: refusal.AuthFailures, RetryAfter: wait}
+	}
+	if wait, ok := g.Limits.UpgradeGlobal(now); !ok {
+		return &refusal.Refusal{Reason: refusal.RateGlobal, RetryAfter: wait}
+	}
+	return nil
+}
+
+// checkSessionCaps refuses early, before the verifier is asked, if no session slot is free.
+func (g *Gate) checkSessionCaps(u *upgrade) *refusal.Refusal {
+	return capRefusal(g.Limits.SessionsFull(u.Key))
+}
+
+func capRefusal(scope ratelimit.Scope) *refusal.Refusal {
+	switch scope {
+	case "":
+		return nil
+	case ratelimit.ScopeAddress:
+		return &refusal.Refusal{Reason: refusal.SessionsAddress}
+	case ratelimit.ScopeSubject:
+		return &refusal.Refusal{Reason: refusal.SessionsSubject}
+	default:
+		return &refusal.Refusal{Reason: refusal.SessionsTotal}
+	}
+}
+
+// takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
+func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
+	if no := g.checkSubjectRate(u.grant.Subject); no != nil {
+		return no
+	}
+	slot, scope := g.Limits.Open(u.Key, u.grant.Subject)
+	u.slot = slot
+	return capRefusal(scope)
+}
+
+func (g *Gate) checkSubjectRate(subject string) *refusal.Refusal {
+	if wait, ok := g.Limits.UpgradeOfSubject(subject, time.Now()); !ok {
+		return &refusal.Refusal{Reason: refusal.RateSubject, RetryAfter: wait}
+	}
+	return nil
+}
+
+func (g *Gate) checkOrigin(u *upgrade) *refusal.Refusal { return g.CheckOrigin(u.Request) }
+func (g *Gate) checkRates(u *upgrade) *refusal.Refusal  { return g.CheckRates(u.Request) }

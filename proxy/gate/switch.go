@@ -1,0 +1,95 @@
+package gate
+
+import (
+	"crypto/rand"
+	"strings"
+	"time"
+
+	"portcullis/proxy/refusal"
+	"portcullis/proxy/relay"
+	"portcullis/proxy/session"
+)
+
+// switchTimeout bounds the writing of the 101. The socket's buffer is empty then, so only a client that takes nothing at all
+// needs longer.
+const switchTimeout = 10 * time.Second
+
+// hijackAndSwitch answers 101 where there is no session yet, and maybe never.
+func (g *Gate) hijackAndSwitch(u *upgrade, s socket) *refusal.Refusal {
+	if no := u.hijack(s); no != nil {
+		return no
+	}
+	return u.socket.write(g.switchingProtocols(u))
+}
+
+// hijack takes the client's connection over from the front door as the socket s. Until then every refusal is an HTTP answer; after
+// it there is none, and after the 101 it is a Close frame.
+func (u *upgrade) hijack(s socket) *refusal.Refusal {
+	conn, buffered, err := u.Client.Hijack()
+	if err != nil {
+		s.leavePending()
+		return &refusal.Refusal{Reason: refusal.Internal, Err: err}
+	}
+	s.conn, s.buffered, s.id = conn, buffered, rand.Text()
+	u.socket = &s
+	return nil
+}
+
+// write writes to the client in place of the front door, the 101 first, and leaves no deadline: HTTP's are none of the session's
+// (traefik#10589).
+func (s *socket) write(b []byte) *refusal.Refusal {
+	s.conn.SetDeadline(time.Now().Add(switchTimeout))
+	if _, err := s.conn.Write(b); err != nil {
+		return &refusal.Refusal{Reason: refusal.ClientGone, Err: err}
+	}
+	s.conn.SetDeadline(time.Time{})
+	s.switched = true
+	return nil
+}
+
+// switchProtocols answers 101, unless the client has it already, and hands both connections to a session.
+func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
+	if g.closing() {
+		return &refusal.Refusal{Reason: refusal.Draining}
+	}
+	var answer []byte
+	if u.socket == nil {
+		if no := u.hijack(socket{}); no != nil {
+			return no
+		}
+		answer = g.switchingProtocols(u)
+	}
+	s := g.Sessions.Open(session.Info{
+		ID:       u.socket.id,
+		Subject:  strings.Clone(u.grant.Subject),
+		Client:   u.From.Addr.String(),
+		Path:     strings.Clone(truncatePath(u.Path)),
+		Upstream: u.route.upstreamHost,
+	}, u.grant, u.slot) // before the client knows its id, by which it may renew it at once
+	started := false
+	defer func() {
+		if !started {
+			s.Release()
+		}
+	}()
+	if answer = append(answer, s.Hello(session.End(u.grant.Decision))...); len(answer) > 0 {
+		if no := u.socket.write(answer); no != nil {
+			return no
+		}
+	}
+	g.Metrics.Upgraded()
+	s.Start(relay.Handover{
+		Client:        u.socket.conn,
+		Upstream:      u.upstream.Conn,
+		ClientEarly:   u.socket.buffered,
+		UpstreamEarly: u.upstream.Early,
+		Extensions:    strings.Clone(u.upstream.Extensions),
+	})
+	started = true
+	u.socket.leavePending()
+	u.held = held{} // the session's
+	return nil
+}
+
+// closing reports whether nothing new is to begin.
+func (g *Gate) closing() bool { return g.Accepting.Err() != nil }

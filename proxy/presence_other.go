@@ -1,8 +1,0 @@
-//go:build !linux
-
-package proxy
-
-import "net"
-
-// peerState does not know: poll's answers to FIN and reset differ from system to system.
-func peerState(*net.TCPConn) (shut, reset bool) { return false, false }

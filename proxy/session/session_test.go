@@ -1,0 +1,85 @@
+package session
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"portcullis/proxy/admin"
+	"portcullis/proxy/auth"
+	"portcullis/proxy/lease"
+	"portcullis/proxy/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// What is kept of a request for as long as the session lasts.
+func TestCredentialIsKeptOnlyToVerifyAgain(t *testing.T) {
+	ends := auth.Decision{Subject: "Alice", Until: time.Now().Add(time.Hour)}
+	final := auth.Decision{Subject: "Alice", Until: ends.Until, Expires: ends.Until, Final: true}
+	for _, tt := range []struct {
+		name             string
+		recheck, renewal bool
+		decision         auth.Decision
+		held, token      bool
+	}{
+		{"open-ended", false, false, auth.Decision{}, false, false},
+		{"open-ended, rechecked", true, false, auth.Decision{}, true, true},
+		{"ends", false, false, ends, true, true},
+		{"ends for good", true, false, final, true, false},
+		{"open-ended, may be renewed", false, true, auth.Decision{}, true, true},
+		{"open-ended, of nobody", false, true, auth.Decision{Pseudonym: true}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := Config{Renewal: tt.renewal, Lease: lease.Config{Timeout: time.Second}, Metrics: admin.NewMetrics(admin.Known{})}
+			if tt.recheck {
+				c.Lease.Recheck = time.Hour
+			}
+			m := New(c)
+			s := m.Open(Info{ID: "x"}, auth.Grant{Credential: auth.Credential{Token: "secret"}, Decision: tt.decision}, nil)
+			if (s.credential != nil) != tt.held {
+				t.Fatalf("held: got %t, want %t", s.credential != nil, tt.held)
+			}
+			if tt.held && (s.credential.grant.Token != "") != tt.token {
+				t.Errorf("token: got %q, want one: %t", s.credential.grant.Token, tt.token)
+			}
+			s.Release()
+			if leases, renewable := m.Held(); leases != 0 || renewable != 0 {
+				t.Errorf("%d leases and %d renewable sessions are left", leases, renewable)
+			}
+			m.leases.Close()
+		})
+	}
+}
+
+// closed is a session that notes how it is closed.
+type closed struct {
+	relay.Session
+	reasons []relay.Reason
+}
+
+func (c *closed) Close(r relay.Reason, _ relay.Closing) { c.reasons = append(c.reasons, r) }
+
+// A lease may end before the relay has its session.
+func TestLeaseThatEndsFirst(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(*credential, relay.Session)
+		want []relay.Reason
+	}{
+		{"before", func(n *credential, s relay.Session) { n.end(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
+		{"after", func(n *credential, s relay.Session) { n.started(s); n.end(lease.Expired) }, []relay.Reason{relay.Expired}},
+		{"never", func(n *credential, s relay.Session) { n.started(s) }, nil},
+		{"the session comes to nothing", func(n *credential, s relay.Session) { n.end(lease.Expired) }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &closed{}
+			tt.do(&credential{}, s)
+			if !slices.Equal(s.reasons, tt.want) {
+				t.Errorf("closed for %q, want %q", s.reasons, tt.want)
+			}
+		})
+	}
+}
