@@ -29,15 +29,15 @@
 //
 // Imports point down, and a test over the import graph keeps it so:
 //
-//	proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header
+//		proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header
 //
-//   - front, where connections come in, knows nothing of gates: it hands a request and its Exchange to an http.Handler.
-//   - gate takes a request to a session or a refusal. Its steps know no http.ResponseWriter: a front door of another kind implements
-//     gate.Client and uses the same steps.
-//   - api answers the gate's own paths, with the gate's checks.
-//   - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
-//   - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
-//   - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header.
+//	  - front, where connections come in, knows nothing of gates: it hands a request and its Exchange to an http.Handler.
+//	  - gate takes a request to a session or a refusal. Its steps know no http.ResponseWriter: a front door of another kind implements
+//	    gate.Client and uses the same steps.
+//	  - api answers the gate's own paths, with the gate's checks.
+//	  - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
+//	  - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
+//	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header.
 //
 // A new reason to refuse goes to refusal/reason.go; another place for tokens to auth/place.go; who answers a path to api.go; what ends
 // a session at expiry is session/session.go's closings; how long a connection may say nothing is front/server.go's headerTimeout.
