@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,9 +29,9 @@ func readFile(t *testing.T, name string) string {
 // The pages that these tests compare with the program.
 const (
 	firstPage    = "README.md"
-	settingsPage = "README.md"
-	reasonsPage  = "README.md"
-	modesPage    = "README.md"
+	settingsPage = "docs/settings.md"
+	reasonsPage  = "docs/responses.md"
+	modesPage    = "docs/authentication.md"
 	examplePage  = "config.example.env"
 )
 
@@ -179,4 +180,45 @@ func TestFirstScreen(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestLinks follows every link between the documents, to its heading where it names one, and wants every page to be linked from
+// the first.
+func TestLinks(t *testing.T) {
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	linked := map[string]bool{}
+	for _, page := range append(pages, firstPage) {
+		for _, m := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(readFile(t, page), -1) {
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			if page == firstPage {
+				linked[target] = true
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", page, m[1], err)
+			} else if m[2] != "" && !slices.Contains(anchors(readFile(t, target)), m[2]) {
+				t.Errorf("%s links to %s, which has no heading %q", page, target, m[2])
+			}
+		}
+	}
+	for _, page := range pages {
+		if !linked[page] {
+			t.Errorf("%s is not linked from %s", page, firstPage)
+		}
+	}
+}
+
+// anchors are those that GitHub gives to the headings of a page.
+func anchors(page string) (all []string) {
+	code := regexp.MustCompile("(?ms)^```.*?^```").ReplaceAllString(page, "")
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(code, -1) {
+		anchor := strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")
+		all = append(all, regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(anchor, ""))
+	}
+	return all
 }
