@@ -46,7 +46,7 @@ type Config struct {
 func (c *Config) Check(a *auth.Config) (mistakes []error) {
 	note := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
 	if c.Tickets && !a.ByToken() {
-		// In mode forward the yes to a request for a ticket would open paths for which the service was never asked.
+		// In mode forward the acceptance of a request for a ticket would open paths about which the service was never asked.
 		note("TICKETS: \"true\" needs an answer that holds for every request with the same token, which AUTH_MODE=%s does not give; want false, or another mode", a.Mode)
 	}
 	if c.Tickets && slices.Contains(a.TokenFrom, "query:"+gate.TicketParam) {

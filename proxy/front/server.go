@@ -43,7 +43,7 @@ type Config struct {
 	RequestTimeout time.Duration `env:"-"`
 	// HalfClosed is how long a client that has shut its direction is waited for while its request waits.
 	HalfClosed time.Duration `env:"-"`
-	// Malformed is told of a client whose request net/http refused by itself, so that Handler never saw it.
+	// Malformed is called with a client whose request net/http refused by itself, so that Handler never saw it.
 	Malformed func(client netip.Addr) `env:"-"`
 	// Logger gets what an operator should know. Nil: nothing is logged.
 	Logger *slog.Logger `env:"-"`

@@ -103,7 +103,7 @@ func charge(attempt *ratelimit.Attempt, no *refusal.Refusal) *refusal.Refusal {
 	return no
 }
 
-// attempt waits for the leave to try a credential, up to AUTH_TIMEOUT.
+// attempt waits until the address may try another credential, up to AUTH_TIMEOUT.
 func (g *Gate) attempt(r *Request) (*ratelimit.Attempt, *refusal.Refusal) {
 	ctx, cancel := context.WithTimeout(r.HTTP.Context(), g.authTimeout)
 	defer cancel()

@@ -64,8 +64,8 @@ func (g *Gate) refuseByClose(u *upgrade, no *refusal.Refusal) {
 	discard(conn)
 }
 
-// discard reads what a client that was told to go still sends, to its end or its deadline: relay.Linger at once, and as much in
-// each second after that, for to read all that a flooding client sends would cost as much as relaying it.
+// discard reads what a client still sends behind its refusal, to its end or its deadline: relay.Linger at once, and as much in each
+// second after that. To read all that a flooding client sends would cost as much as relaying it.
 func discard(conn net.Conn) {
 	for pause := time.NewTicker(time.Second); ; <-pause.C {
 		if n, err := io.CopyN(io.Discard, conn, relay.Linger); n < relay.Linger || err != nil {

@@ -36,7 +36,7 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	if u.switched() {
 		delete(h, "Sec-Websocket-Protocol")
 		if protocol := chooseSubprotocol(u.HTTP.Header); protocol != "" {
-			h["Sec-Websocket-Protocol"] = []string{protocol} // the client has been told that it is this one
+			h["Sec-Websocket-Protocol"] = []string{protocol} // the client has it in its 101 already
 		}
 	}
 	setForwarded(h, u)
@@ -88,8 +88,8 @@ func isScheme(said, scheme string) bool {
 	return false
 }
 
-// endToEnd is a copy of an answer's header without what is meant for us alone, or describes a body where there is none or of
-// which we send our own. The values are shared with h.
+// endToEnd is a copy of an answer's header without what is meant for one connection, and without what describes the body, which
+// is sent anew. The values are shared with h.
 func endToEnd(h http.Header) http.Header {
 	out := maps.Clone(h)
 	dropListed(out, h["Connection"])

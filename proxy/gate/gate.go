@@ -45,7 +45,7 @@ type Config struct {
 	// HTTP status: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
 
-	// AuthTimeout bounds the wait for the leave to try a credential; CloseTimeout the wait for a refused client to close.
+	// AuthTimeout bounds the wait until an address may try another credential; CloseTimeout the wait for a refused client to close.
 	AuthTimeout, CloseTimeout time.Duration `env:"-"`
 	// MaxCloseFrames bounds the sockets that are open only to be refused. Zero: none is opened for that.
 	MaxCloseFrames int `env:"-"`

@@ -17,7 +17,7 @@ func (r *Refusal) CloseFrame() (code int, wire []byte) {
 	return code, frame.AppendControl(nil, frame.Server, frame.Close, frame.ClosePayload(code, r.closeReason()))
 }
 
-// closeCode is what a no comes to where the client has its 101 already. 0: no Close frame, for nobody is there.
+// closeCode is the close code of a refusal where the client has its 101 already. 0: no Close frame, for nobody is there.
 func (r *Refusal) closeCode() int {
 	status := r.StatusCode()
 	switch {
@@ -41,7 +41,7 @@ func (r *Refusal) closeCode() int {
 	return frame.CodePolicy
 }
 
-// closeReason is the no in words, with what Retry-After says of it.
+// closeReason is the refusal in words, with what Retry-After says.
 func (r *Refusal) closeReason() string {
 	if r.Reason == ClientGone {
 		return "" // the answer to its own Close

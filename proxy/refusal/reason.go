@@ -101,7 +101,7 @@ func (r Reason) Text() string { return answers[r].text }
 func (r Reason) retryAfter() time.Duration {
 	switch r {
 	case Draining:
-		return time.Second // another instance has its place by then
+		return time.Second // another instance takes over
 	case FirstMessageFull:
 		return time.Second // a place is taken for a few at most
 	case Overload:

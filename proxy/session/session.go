@@ -51,7 +51,7 @@ type credential struct {
 	over  *lease.Why // the lease ended before the relay had the session; nil: it has not
 }
 
-// closings are what both sides are told when a lease ends, and what that end is called.
+// closings are the Close frames that both sides get when a lease ends, and the end's reason.
 var closings = map[lease.Why]struct {
 	reason  relay.Reason
 	closing relay.Closing
