@@ -205,7 +205,8 @@ func playRelay(engineName, backend string, orders <-chan string) error {
 	fmt.Println("listening", l.Addr())
 	ours := goleak.IgnoreCurrent()
 	idle := func() {
-		goleak.Find(ours) // waits for what is about to end
+		for began := time.Now(); goleak.Find(ours) != nil && time.Since(began) < patience; { // waits for what is about to end
+		}
 		n, _ := descriptors()
 		fmt.Println("idle", n, "descriptors and", runtime.NumGoroutine(), "goroutines")
 	}
