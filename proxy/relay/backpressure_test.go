@@ -27,7 +27,7 @@ func TestSlowReader(t *testing.T) {
 	sizes := []int64{0, 1, 125, 126, 5000, 65535, 65536, patternMax, patternMax}
 	eachEngine(t, func(t *testing.T, e engine) {
 		for writing := range side(2) {
-			t.Run("from-"+(&peer{role: 1 - frame.Role(writing)}).String(), func(t *testing.T) {
+			t.Run("from-"+(&testPeer{role: 1 - frame.Role(writing)}).String(), func(t *testing.T) {
 				r := newRig(t, e, e.config())
 				s := r.open()
 				from, to := s.client, s.upstream
@@ -152,7 +152,7 @@ func TestFullDuplex(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		s := newRig(t, e, e.config()).open()
 		done := make(chan error, 4)
-		for _, p := range []*peer{s.client, s.upstream} {
+		for _, p := range []*testPeer{s.client, s.upstream} {
 			go func() {
 				for i := range messages {
 					if _, err := p.conn.Write(appendBulk(nil, p.role, frame.Header{Fin: true, Opcode: frame.Binary}, pattern(int64(i), size))); err != nil {

@@ -17,7 +17,7 @@ import (
 
 // benchEngines runs a benchmark without a relay and with every engine: as it is
 // shipped, with its heartbeat, and with every limit.
-func benchEngines(b *testing.B, bench func(b *testing.B, client, upstream *peer)) {
+func benchEngines(b *testing.B, bench func(b *testing.B, client, upstream *testPeer)) {
 	b.Run("direct", func(b *testing.B) {
 		c, u := tcpPair(b)
 		defer c.Close()
@@ -49,7 +49,7 @@ func BenchmarkEcho(b *testing.B) {
 		bytes int
 	}{{"64B", 64}, {"4KiB", 4 << 10}} {
 		b.Run(size.name, func(b *testing.B) {
-			benchEngines(b, func(b *testing.B, client, upstream *peer) {
+			benchEngines(b, func(b *testing.B, client, upstream *testPeer) {
 				h := frame.Header{Fin: true, Opcode: frame.Binary}
 				there := appendBulk(nil, frame.Client, h, pattern(0, size.bytes))
 				back := appendBulk(nil, frame.Server, h, pattern(0, size.bytes))
@@ -78,13 +78,13 @@ func BenchmarkEcho(b *testing.B) {
 }
 
 // forEver has a peer look at no payload and know no deadline.
-func (p *peer) forEver() {
+func (p *testPeer) forEver() {
 	p.each = func([]byte) {}
 	p.conn.SetDeadline(time.Time{})
 }
 
 // skipMessage reads a message to its last fragment.
-func (p *peer) skipMessage() error {
+func (p *testPeer) skipMessage() error {
 	for {
 		if f, err := p.read(); err != nil || f.Fin && !f.Opcode.Control() {
 			return err
@@ -94,7 +94,7 @@ func (p *peer) skipMessage() error {
 
 // BenchmarkStream is one direction as fast as it goes, in messages of 64 KiB.
 func BenchmarkStream(b *testing.B) {
-	benchEngines(b, func(b *testing.B, client, upstream *peer) {
+	benchEngines(b, func(b *testing.B, client, upstream *testPeer) {
 		message := appendBulk(nil, frame.Client, frame.Header{Fin: true, Opcode: frame.Binary}, pattern(0, 64<<10))
 		b.SetBytes(int64(len(message)))
 		b.ReportAllocs()

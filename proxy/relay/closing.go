@@ -2,14 +2,14 @@ package relay
 
 import "portcullis/proxy/frame"
 
-// farewell is what the other side is told when one side is lost.
-var farewell = [2]Closing{
+// peerLost is what the other side is told when one side is lost.
+var peerLost = [2]Closing{
 	client:   {frame.CodeGoingAway, "client connection lost"},
 	upstream: {frame.CodeInternal, "upstream connection lost"},
 }
 
-// noAnswer is what it is told when that side is connected and yet does nothing any more.
-var noAnswer = [2]Closing{
+// peerSilent is what it is told when that side is connected and yet does nothing any more.
+var peerSilent = [2]Closing{
 	client:   {frame.CodeGoingAway, "client does not answer"},
 	upstream: {frame.CodeInternal, "upstream does not answer"},
 }
@@ -24,8 +24,8 @@ var (
 	reasonRate    = [2]Reason{ClientRate, UpstreamRate}
 )
 
-// because notes why the session ends: the first cause counts.
-func (p *policy) because(r Reason, code int) {
+// setReason notes why the session ends: the first cause counts.
+func (p *policy) setReason(r Reason, code int) {
 	if p.reason != "" {
 		return
 	}
@@ -38,15 +38,15 @@ func (p *policy) because(r Reason, code int) {
 // end brings the session to an end on both sides, also one that is ending but
 // has a side that goes on.
 func (p *policy) end(r Reason, c Closing, now moment) {
-	p.because(r, c.Code)
-	p.ends[client].sliding, p.ends[upstream].sliding = false, false
+	p.setReason(r, c.Code)
+	p.peers[client].end.slides, p.peers[upstream].end.slides = false, false
 	p.closeWith(client, c, now)
 	p.closeWith(upstream, c, now)
 }
 
 // cut ends the session without a frame.
 func (p *policy) cut(now moment) {
-	p.because(Forced, frame.CodeAbnormal)
+	p.setReason(Forced, frame.CodeAbnormal)
 	p.leave(client, now)
 	p.leave(upstream, now)
 }
@@ -54,18 +54,18 @@ func (p *policy) cut(now moment) {
 // closeWith has a Close frame sent to side s at the next boundary. A side
 // to which no such boundary comes, or that does not take it, is cut.
 func (p *policy) closeWith(s side, c Closing, now moment) {
-	e := &p.ends[s]
-	if e.shut() || e.closing != nil {
+	e := &p.peers[s]
+	if e.shut() || e.end.closeFrame != nil {
 		return
 	}
-	e.closing, e.wantPing = &c, false
-	e.sliding = false
+	e.end.closeFrame, e.ping.due = &c, false
+	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
 }
 
 // stopBy sets when side s is cut.
 func (p *policy) stopBy(s side, t moment) {
-	p.ends[s].cutAt = t
+	p.peers[s].end.cutAt = t
 	p.wakeBy(t)
 }
 
@@ -73,7 +73,7 @@ func (p *policy) stopBy(s side, t moment) {
 // boundaries, so its own Close frame can no longer be told from the rest and is
 // not waited for.
 func (p *policy) violated(s side, err error, now moment) {
-	p.ends[s].inClosed = true
+	p.peers[s].reading.closed = true
 	reason, code := reasonFraming[s], frame.CodeProtocol
 	switch err {
 	case frame.ErrTooBig:
@@ -81,50 +81,50 @@ func (p *policy) violated(s side, err error, now moment) {
 	case errEncoding:
 		reason, code = reasonText[s], frame.CodeInvalid
 	}
-	p.because(reason, code)
+	p.setReason(reason, code)
 	p.closeWith(s, Closing{code, err.Error()}, now)
 	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
-	p.shaken(s, now)
+	p.closeHandshakeDone(s, now)
 }
 
-// shaken sees to side s once a Close frame has passed both ways. The server
+// closeHandshakeDone sees to side s once a Close frame has passed both ways. The server
 // closes first (RFC 6455, section 7.1.1): towards the client that is us;
 // the upstream is given the time to do it, which also leaves the TIME_WAIT to it.
-func (p *policy) shaken(s side, now moment) {
-	e := &p.ends[s]
-	if !e.inClosed || !e.flushed {
+func (p *policy) closeHandshakeDone(s side, now moment) {
+	e := &p.peers[s]
+	if !e.reading.closed || !e.end.closeSent {
 		return
 	}
-	e.sliding = false
+	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
 	if s == client {
-		e.wantFIN = true
+		e.end.finDue = true
 	}
-	p.retire(s, now)
+	p.closeIfDone(s, now)
 }
 
 // eof notes that side s has shut its direction.
 func (p *policy) eof(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	e.eof = true
-	e.deadline, e.frozen = 0, 0
+	e, o := &p.peers[s], &p.peers[s.other()]
+	e.reading.eof = true
+	e.ping.deadline, e.ping.pausedFor = 0, 0
 	switch {
-	case e.inClosed:
+	case e.reading.closed:
 	case s == upstream:
-		p.loseUpstream(farewell[upstream], now)
-	case !o.shut() && o.closing == nil:
+		p.loseUpstream(peerLost[upstream], now)
+	case !o.shut() && o.end.closeFrame == nil:
 		// The client may still listen, so what the upstream has to say goes on.
-		p.because(ClientGone, frame.CodeAbnormal)
-		o.wantFIN, o.sliding = true, true
+		p.setReason(ClientGone, frame.CodeAbnormal)
+		o.end.finDue, o.end.slides = true, true
 		p.stopBy(upstream, now+p.closeTimeout)
 	}
-	p.retire(s, now)
+	p.closeIfDone(s, now)
 }
 
 // loseUpstream tells the client in those words that its upstream is no more.
 func (p *policy) loseUpstream(c Closing, now moment) {
 	p.blame(upstream, UpstreamGone, c.Code, now)
-	p.ends[client].forwarded = false
+	p.peers[client].end.forwarded = false
 	p.closeWith(client, c, now)
 }
 
@@ -132,60 +132,60 @@ func (p *policy) loseUpstream(c Closing, now moment) {
 // left before, and nobody has come to read that yet.
 func (p *policy) blame(s side, r Reason, code int, now moment) {
 	if s == upstream && p.hasLeft(client, now) {
-		p.because(ClientGone, frame.CodeAbnormal)
+		p.setReason(ClientGone, frame.CodeAbnormal)
 	}
-	p.because(r, code)
+	p.setReason(r, code)
 }
 
-// deafened notes that writing to side s has failed. What it sent before may
+// writeFailed notes that writing to side s has failed. What it sent before may
 // still be there to be read, its Close frame above all, so reading goes on to
 // the end.
-func (p *policy) deafened(s side, now moment) {
-	e := &p.ends[s]
-	if e.gone {
+func (p *policy) writeFailed(s side, now moment) {
+	e := &p.peers[s]
+	if e.end.gone {
 		return
 	}
-	p.listen(s, now)
-	e.wantPing, e.closing, e.deaf = false, nil, true
-	e.outClosed, e.flushed, e.finSent = true, true, true
-	e.sliding = false
+	p.resumeReading(s, now)
+	e.ping.due, e.end.closeFrame, e.writing.failed = false, nil, true
+	e.end.closeStarted, e.end.closeSent, e.end.finSent = true, true, true
+	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
-	p.retire(s, now)
+	p.closeIfDone(s, now)
 }
 
-// lost gives up side s: its connection is to be closed as it is. An engine
+// readFailed gives up side s: its connection is to be closed as it is. An engine
 // calls it when reading has failed.
-func (p *policy) lost(s side, now moment) {
-	p.abandon(s, farewell[upstream], now)
+func (p *policy) readFailed(s side, now moment) {
+	p.abandon(s, peerLost[upstream], now)
 }
 
 // giveUp gives up side s, which has not done in time what it was waited for.
 func (p *policy) giveUp(s side, now moment) {
-	if p.ends[s].deaf {
-		p.lost(s, now)
+	if p.peers[s].writing.failed {
+		p.readFailed(s, now)
 		return
 	}
-	p.abandon(s, noAnswer[upstream], now)
+	p.abandon(s, peerSilent[upstream], now)
 }
 
 // abandon closes the connection of side s as it is. If that is the upstream's, and it
 // took no leave, the client is told in those words.
 func (p *policy) abandon(s side, words Closing, now moment) {
-	if p.ends[s].gone {
+	if p.peers[s].end.gone {
 		return
 	}
-	if s == upstream && !p.ends[s].inClosed {
+	if s == upstream && !p.peers[s].reading.closed {
 		p.loseUpstream(words, now)
 	} else {
-		p.because(reasonGone[s], frame.CodeAbnormal)
+		p.setReason(reasonGone[s], frame.CodeAbnormal)
 	}
 	p.leave(s, now)
 }
 
-// retire closes side s when neither direction has anything left to do.
-func (p *policy) retire(s side, now moment) {
-	e := &p.ends[s]
-	if !e.gone && e.eof && !e.unsent && (e.finSent || e.outClosed && e.flushed) {
+// closeIfDone closes side s when neither direction has anything left to do.
+func (p *policy) closeIfDone(s side, now moment) {
+	e := &p.peers[s]
+	if !e.end.gone && e.reading.eof && !e.writing.pending && (e.end.finSent || e.end.closeStarted && e.end.closeSent) {
 		p.leave(s, now)
 	}
 }
@@ -193,13 +193,13 @@ func (p *policy) retire(s side, now moment) {
 // leave has the connection of side s closed. The other side is shut, too, unless it is
 // told so by a Close frame, and what it may still send has nowhere to go.
 func (p *policy) leave(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	p.listen(s, now)
-	e.gone = true
-	o.sliding = false
-	if o.shut() || o.closing != nil {
+	e, o := &p.peers[s], &p.peers[s.other()]
+	p.resumeReading(s, now)
+	e.end.gone = true
+	o.end.slides = false
+	if o.shut() || o.end.closeFrame != nil {
 		return
 	}
-	o.wantFIN = true
+	o.end.finDue = true
 	p.stopBy(s.other(), now+p.closeTimeout)
 }

@@ -620,7 +620,7 @@ func TestCutWhileClosing(t *testing.T) {
 
 // No reason that we send tells anything internal, or fails to fit.
 func TestCloseReasons(t *testing.T) {
-	reasons := []string{goingAway.Reason, farewell[client].Reason, farewell[upstream].Reason}
+	reasons := []string{goingAway.Reason, peerLost[client].Reason, peerLost[upstream].Reason}
 	for _, v := range violations {
 		reasons = append(reasons, v.want.Error())
 	}

@@ -17,46 +17,46 @@ type kernel interface {
 	hungUp(side) (fin, broken bool)
 }
 
-// aim notes how much must have been acknowledged before our ping to side s,
+// notePingTarget notes how much must have been acknowledged before our ping to side s,
 // which has just been written, has been delivered. Where nothing else is on its way it
 // will be at once, and its deadline stands.
-func (p *policy) aim(s side, now moment) {
-	if d, ok := p.look(s, now); ok {
+func (p *policy) notePingTarget(s side, now moment) {
+	if d, ok := p.queryKernel(s, now); ok {
 		const ping = 2 + 4 + 8 // the header, the key towards an upstream, the payload
-		e := &p.ends[s]
-		e.target, e.delivered = d.acked+d.queued, d.queued <= ping
+		e := &p.peers[s]
+		e.ack.target, e.ack.delivered = d.acked+d.queued, d.queued <= ping
 	}
 }
 
 // followed is how often per PongTimeout the kernel is asked whether a ping has been delivered.
 const followed = 16
 
-// follow moves the deadline of our ping to side s while that has not been
+// followDelivery moves the deadline of our ping to side s while that has not been
 // delivered: until then the peer has to take something in every PongTimeout, and from then on it
 // has that long to answer, however much is still sent to it.
-func (p *policy) follow(s side, now moment) {
-	e := &p.ends[s]
-	if e.delivered || e.target == 0 && now < e.deadline {
+func (p *policy) followDelivery(s side, now moment) {
+	e := &p.peers[s]
+	if e.ack.delivered || e.ack.target == 0 && now < e.ping.deadline {
 		return
 	}
-	d, ok := p.look(s, now)
+	d, ok := p.queryKernel(s, now)
 	if !ok {
 		return
 	}
-	if e.target == 0 { // the kernel could not tell when the ping was written
-		e.target = d.acked + d.queued
+	if e.ack.target == 0 { // the kernel could not tell when the ping was written
+		e.ack.target = d.acked + d.queued
 	}
-	e.deadline = max(e.deadline, e.moved+p.pongTimeout)
-	if e.delivered = d.acked >= e.target; !e.delivered {
+	e.ping.deadline = max(e.ping.deadline, e.ack.last+p.pongTimeout)
+	if e.ack.delivered = d.acked >= e.ack.target; !e.ack.delivered {
 		p.wakeBy(now + p.pongTimeout/followed)
 	}
 }
 
-// look asks the kernel about side s, and notes when the peer last took anything.
-func (p *policy) look(s side, now moment) (d delivery, ok bool) {
+// queryKernel asks the kernel about side s, and notes when the peer last took anything.
+func (p *policy) queryKernel(s side, now moment) (d delivery, ok bool) {
 	d, ok = p.kernel.delivery(s)
-	if e := &p.ends[s]; ok && d.acked != e.acked {
-		e.acked, e.moved = d.acked, now-d.quiet
+	if e := &p.peers[s]; ok && d.acked != e.ack.bytes {
+		e.ack.bytes, e.ack.last = d.acked, now-d.quiet
 	}
 	return d, ok
 }

@@ -12,7 +12,7 @@ import (
 const drained = "close 1001 going away"
 
 // readToClose reads up to a Close frame, whatever comes before it.
-func (p *peer) readToClose() (name string, err error) {
+func (p *testPeer) readToClose() (name string, err error) {
 	for {
 		f, err := p.read()
 		if err != nil {
@@ -25,7 +25,7 @@ func (p *peer) readToClose() (name string, err error) {
 }
 
 // answerClose does so, answers it and leaves.
-func (p *peer) answerClose() (name string, err error) {
+func (p *testPeer) answerClose() (name string, err error) {
 	if name, err = p.readToClose(); err != nil {
 		return "", err
 	}
@@ -48,7 +48,7 @@ func TestDrain(t *testing.T) {
 		all := make(chan told, 2*sessions)
 		for range sessions {
 			s := r.open()
-			for _, p := range []*peer{s.client, s.upstream} {
+			for _, p := range []*testPeer{s.client, s.upstream} {
 				go func() {
 					name, err := p.answerClose()
 					all <- told{name, err, time.Now()}
@@ -129,7 +129,7 @@ func TestDrainAmidFrame(t *testing.T) {
 		r.Drain(t.Context(), 0)
 		s.client.write(fromClient[2500:])
 		s.upstream.write(fromUpstream[2500:])
-		for _, p := range []*peer{s.client, s.upstream} {
+		for _, p := range []*testPeer{s.client, s.upstream} {
 			if !e.terminates() { // where half a frame is none, and is not waited for
 				p.expect("binary " + string(pattern(0, 5000)))
 			}
@@ -142,7 +142,7 @@ func TestDrainAmidFrame(t *testing.T) {
 }
 
 // readSome has at least one byte wait in the peer's buffer.
-func (p *peer) readSome() {
+func (p *testPeer) readSome() {
 	p.t.Helper()
 	n, err := p.conn.Read(p.buf[p.to:])
 	if err != nil {

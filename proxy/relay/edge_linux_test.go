@@ -75,7 +75,7 @@ func TestKeptBytesOfOneSideWhenTheOtherIsLost(t *testing.T) {
 	// In one turn: something of the client was to be read, and before its turn came it had reset.
 	inLoop(func() {
 		s.client.reset()
-		for !session.policy.ends[client].gone {
+		for !session.policy.peers[client].end.gone {
 			session.readable[client] = true
 			session.readAgain()
 		}

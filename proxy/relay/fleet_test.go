@@ -163,7 +163,7 @@ func playRole(play string) (exit int) {
 }
 
 // leanPeer is a peer of which there may be thousands.
-func leanPeer(role frame.Role, conn net.Conn) *peer {
+func leanPeer(role frame.Role, conn net.Conn) *testPeer {
 	p := newPeer(nil, role, conn, nil)
 	p.buf = make([]byte, 256)
 	conn.SetDeadline(time.Now().Add(10 * patience))
@@ -298,7 +298,7 @@ func playClients(relay string, n int) error {
 	return nil
 }
 
-func openAndEcho(relay string) (*peer, error) {
+func openAndEcho(relay string) (*testPeer, error) {
 	c, err := net.Dial("tcp", relay)
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ const gone1011 = "close 1011 upstream connection lost"
 // and returns what becomes of the session.
 func TestHalfClose(t *testing.T) {
 	t.Parallel()
-	amid := func(p *peer) []byte { // half of a frame of ten bytes
+	amid := func(p *testPeer) []byte { // half of a frame of ten bytes
 		b := p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "0123456789")
 		return b[:len(b)-5]
 	}

@@ -12,7 +12,7 @@ import (
 
 // load writes messages of all sizes, some of them in fragments, without a
 // pause until it is told to stop; then it writes the last frame.
-func (p *peer) load(stop <-chan struct{}, last []byte) error {
+func (p *testPeer) load(stop <-chan struct{}, last []byte) error {
 	sizes := []int{0, 1, 125, 126, 4000, 65535, 65536, patternMax}
 	var b []byte
 	for at, i := int64(0), 0; ; i++ {
@@ -39,7 +39,7 @@ func (p *peer) load(stop <-chan struct{}, last []byte) error {
 
 // compare reads what load writes, up to its last frame or a Close frame, and
 // answers pings. Of each frame it tells how many pings and bytes there have been.
-func (p *peer) compare(tell func(pings int, n int64)) (last string, err error) {
+func (p *testPeer) compare(tell func(pings int, n int64)) (last string, err error) {
 	pings := 0
 	var at int64
 	var wrong error
@@ -82,7 +82,7 @@ func TestPingsUnderLoad(t *testing.T) {
 		c := e.config()
 		c.PingInterval = 20 * time.Millisecond
 		s := newRig(t, e, c).open()
-		for _, pair := range [][2]*peer{{s.client, s.upstream}, {s.upstream, s.client}} {
+		for _, pair := range [][2]*testPeer{{s.client, s.upstream}, {s.upstream, s.client}} {
 			busy, quiet := pair[0], pair[1]
 			stop, stopped := make(chan struct{}), make(chan error, 1)
 			go func() {
@@ -116,7 +116,7 @@ func TestCloseUnderLoad(t *testing.T) {
 		}
 		results := make(chan result, 2)
 		flowing := make(chan struct{}, 2)
-		for _, p := range []*peer{s.client, s.upstream} {
+		for _, p := range []*testPeer{s.client, s.upstream} {
 			stop, stopped := make(chan struct{}), make(chan error, 1)
 			go func() { stopped <- p.load(stop, p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe9")) }()
 			go func() {

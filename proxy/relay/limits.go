@@ -52,7 +52,7 @@ func counted(h frame.Header) bool {
 // payload of one, may be taken from the client now. If not, it is to be let
 // wait; where limits close, the session is ending then and the answer is yes.
 func (p *policy) admit(b []byte, now moment) bool {
-	if p.perMessage > 0 && !p.ends[client].in.Inside() {
+	if p.perMessage > 0 && !p.peers[client].reading.frames.Inside() {
 		h, size, err := frame.Parse(b)
 		if size > 0 && err == nil && counted(h) {
 			over := max(p.meter.messages, now) + p.perMessage - p.burst - now
@@ -89,17 +89,17 @@ func (p *policy) exceeded(until, now moment) bool {
 		p.wakeBy(p.meter.until)
 		return false
 	}
-	if c := &p.ends[client]; c.in.Inside() {
-		c.inClosed = true // the rest of the frame is not waited for: it may be all that there is
+	if c := &p.peers[client]; c.reading.frames.Inside() {
+		c.reading.closed = true // the rest of the frame is not waited for: it may be all that there is
 	}
-	p.outran(client, "message rate", now)
+	p.rateExceeded(client, "message rate", now)
 	return true
 }
 
-// outran ends the session because of how much side s sends.
-func (p *policy) outran(s side, what string, now moment) {
-	p.because(reasonRate[s], frame.CodePolicy)
-	p.ends[client].sliding, p.ends[upstream].sliding = false, false
+// rateExceeded ends the session because of how much side s sends.
+func (p *policy) rateExceeded(s side, what string, now moment) {
+	p.setReason(reasonRate[s], frame.CodePolicy)
+	p.peers[client].end.slides, p.peers[upstream].end.slides = false, false
 	p.closeWith(s, Closing{frame.CodePolicy, what}, now)
 	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
 }
@@ -129,25 +129,25 @@ func hollow(part frame.Part) bool {
 	return part.Starts && h.Length == 0 && !(h.Opcode == frame.Continuation && h.Fin)
 }
 
-// bears charges a hollow frame of side s. Where it is one too many, it ends
+// chargeHollow charges a hollow frame of side s. Where it is one too many, it ends
 // the session and reports false.
-func (p *policy) bears(s side, now moment) bool {
-	e := &p.ends[s]
-	due := max(e.hollow, now) + hollowEvery
+func (p *policy) chargeHollow(s side, now moment) bool {
+	e := &p.peers[s]
+	due := max(e.reading.hollow, now) + hollowEvery
 	if due > now+hollowBurst {
-		p.outran(s, "too many control or empty frames", now)
+		p.rateExceeded(s, "too many control or empty frames", now)
 		return false
 	}
-	e.hollow = due
+	e.reading.hollow = due
 	return true
 }
 
 // throttled reports whether side s is not to be read now because of its rate.
 func (p *policy) throttled(s side) bool { return s == client && p.meter.until != 0 }
 
-// allowance bounds how much is read from side s at once, so that a byte rate
+// readLimit bounds how much is read from side s at once, so that a byte rate
 // is not overdrawn by a buffer's worth of it.
-func (p *policy) allowance(s side, now moment) int {
+func (p *policy) readLimit(s side, now moment) int {
 	const whole, least = 1 << 30, 512
 	if s != client || p.perByte == 0 || !p.limits.throttle {
 		return whole
@@ -167,6 +167,6 @@ func (p *policy) thaw(now moment) {
 		return
 	}
 	p.meter.until = 0
-	p.ends[client].heard = now
-	p.unfreeze(client, now)
+	p.peers[client].reading.heard = now
+	p.resumeDeadline(client, now)
 }

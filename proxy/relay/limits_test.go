@@ -12,7 +12,7 @@ import (
 // A client that sends more than its limits is told so, and what went beyond
 // them does not reach the upstream.
 func TestRateClosesSession(t *testing.T) {
-	text := func(p *peer, n int) (b []byte) {
+	text := func(p *testPeer, n int) (b []byte) {
 		for i := range n {
 			b = append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Text}, fmt.Sprint(i))...)
 		}
@@ -20,29 +20,29 @@ func TestRateClosesSession(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		limit func(*Config)
-		wire  func(*peer) []byte
+		wire  func(*testPeer) []byte
 		pass  int // frames that reach the upstream
 	}{
 		"messages": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 0.1, 5 },
-			func(p *peer) []byte { return text(p, 6) }, 5,
+			func(p *testPeer) []byte { return text(p, 6) }, 5,
 		},
 		"control frames count": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 0.1, 5 },
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return bytes.Repeat(p.wire(frame.Header{Fin: true, Opcode: frame.Pong}, ""), 6)
 			}, 5,
 		},
 		"small fragments count": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 0.1, 5 },
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Text}, "")
 				return append(b, bytes.Repeat(p.wire(frame.Header{}, "crumb"), 5)...)
 			}, 5,
 		},
 		"large fragments are bytes alone": {
 			func(c *Config) { c.MessageRate, c.MessageBurst = 0.1, 2 },
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Binary}, "")
 				b = append(b, bytes.Repeat(p.wire(frame.Header{}, string(pattern(0, 126))), 10)...)
 				b = append(b, p.wire(frame.Header{Fin: true}, string(pattern(0, 126)))...)
@@ -51,7 +51,7 @@ func TestRateClosesSession(t *testing.T) {
 		},
 		"bytes": {
 			func(c *Config) { c.MessageByteRate = 1000 },
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return bytes.Repeat(p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, 1001))), 30) // where each takes a while, the second may be allowed
 			}, 1,
 		},

@@ -147,7 +147,7 @@ func (l *loop) add(s *loopSession, c, u *net.TCPConn) bool {
 	s.loop = l
 	s.fds = [2]int32{int32(cfd), int32(ufd)}
 	l.count.Add(1)
-	draining := s.relay.remember(s) // before it can end, and be forgotten
+	draining := s.relay.register(s) // before it can end, and be forgotten
 	l.send(s.begin)
 	if draining {
 		l.send(func() { s.endNow(Drained, goingAway) })

@@ -49,7 +49,7 @@ func (s *loopSession) watch(on side) {
 	const everything = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP
 	event := unix.EpollEvent{Events: everything | unix.EPOLLET, Fd: s.slot, Pad: int32(on)}
 	if unix.EpollCtl(s.loop.epoll, unix.EPOLL_CTL_ADD, int(s.fds[on]), &event) != nil {
-		s.policy.lost(on, s.loop.now) // ENOMEM or ENOSPC: a side that cannot be watched is lost
+		s.policy.readFailed(on, s.loop.now) // ENOMEM or ENOSPC: a side that cannot be watched is lost
 	}
 }
 
@@ -77,7 +77,7 @@ func (s *loopSession) ready(on side, events uint32) {
 
 // mayRead reports whether a side is to be read now.
 func (s *loopSession) mayRead(from side) bool {
-	return s.readable[from] && !s.policy.ends[from].eof && !s.policy.ends[from].gone && len(s.unread[from]) == 0 && s.flows(from)
+	return s.readable[from] && !s.policy.peers[from].reading.eof && !s.policy.peers[from].end.gone && len(s.unread[from]) == 0 && s.flows(from)
 }
 
 // readAgain reads what was left for later.
@@ -95,8 +95,8 @@ func (s *loopSession) readAgain() {
 // and epoll tells of what comes.
 func (s *loopSession) read(from side) {
 	buf := s.loop.buf
-	n := s.policy.carried(from, buf)
-	most := min(s.policy.allowance(from, s.loop.now), len(buf)-n)
+	n := s.policy.takePartial(from, buf)
+	most := min(s.policy.readLimit(from, s.loop.now), len(buf)-n)
 	m, err := read(s.fds[from], buf[n:n+most])
 	if m < most && !s.toEnd[from] {
 		s.readable[from] = false
@@ -110,7 +110,7 @@ func (s *loopSession) read(from side) {
 		s.readable[from] = false
 		s.pass(from, buf[:n], bytes.Clone) // carries it on
 	default:
-		s.policy.lost(from, s.loop.now)
+		s.policy.readFailed(from, s.loop.now)
 	}
 }
 
@@ -153,12 +153,12 @@ func (s *loopSession) write(to side, b []byte) {
 	n, err := write(s.fds[to], b)
 	switch {
 	case n == len(b):
-		s.policy.written(to, s.loop.now)
+		s.policy.endWrite(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN:
 		s.pending[to] = bytes.Clone(b[n:])
 	default:
 		s.pending[to] = nil
-		s.policy.deafened(to, s.loop.now)
+		s.policy.writeFailed(to, s.loop.now)
 	}
 }
 
@@ -169,14 +169,14 @@ func (s *loopSession) flush(to side) {
 	switch {
 	case n == len(b):
 		s.pending[to] = nil
-		s.policy.written(to, s.loop.now)
+		s.policy.endWrite(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN:
 		s.pending[to] = b[n:]
 		s.policy.progress(to, s.loop.now)
 		return
 	default:
 		s.pending[to] = nil
-		s.policy.deafened(to, s.loop.now)
+		s.policy.writeFailed(to, s.loop.now)
 	}
 	s.resume(to.other())
 }
@@ -210,7 +210,7 @@ func (s *loopSession) settle() {
 }
 
 func (s *loopSession) serve(to side) {
-	if s.policy.ends[to].gone {
+	if s.policy.peers[to].end.gone {
 		if !s.closed[to] {
 			s.closed[to] = true
 			s.pending[to], s.unread[to] = nil, nil
@@ -234,7 +234,7 @@ func (s *loopSession) finish() {
 	end := s.policy.summary(s.loop.now)
 	go func() { // the loop waits for nobody
 		s.ended(end)
-		s.relay.forget(s)
+		s.relay.unregister(s)
 	}()
 }
 

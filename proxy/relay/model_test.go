@@ -203,7 +203,7 @@ func (f *fuzzedStream) play(t *testing.T, r *Relay, cuts []byte, early bool) (go
 	other := &recorder{Conn: far[f.from.other()]}
 	listener := newPeer(t, roles[f.from.other()], other, nil)
 	sender := newPeer(t, roles[f.from], far[f.from], nil)
-	for _, p := range []*peer{listener, sender} {
+	for _, p := range []*testPeer{listener, sender} {
 		if f.extensions != "" {
 			p.rules.FrameRSV = 0x70
 		}

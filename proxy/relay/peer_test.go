@@ -13,12 +13,12 @@ import (
 	"portcullis/proxy/frame"
 )
 
-// patience bounds everything that a test waits for and that should come at once.
+// writeDeadline bounds everything that a test waits for and that should come at once.
 const patience = 30 * time.Second
 
 // peer is a client or an upstream that does nothing by itself and forgives
 // nothing: every frame it reads must obey RFC 6455, and none may follow a Close.
-type peer struct {
+type testPeer struct {
 	t     testing.TB
 	conn  net.Conn
 	tcp   *net.TCPConn // conn, or what TLS runs over
@@ -35,9 +35,9 @@ type peer struct {
 	each func(piece []byte)
 }
 
-func newPeer(t testing.TB, role frame.Role, conn net.Conn, tcp *net.TCPConn) *peer {
+func newPeer(t testing.TB, role frame.Role, conn net.Conn, tcp *net.TCPConn) *testPeer {
 	conn.SetDeadline(time.Now().Add(patience))
-	return &peer{t: t, conn: conn, tcp: tcp, role: role, rules: frame.Rules{From: 1 - role}, buf: make([]byte, 32<<10)}
+	return &testPeer{t: t, conn: conn, tcp: tcp, role: role, rules: frame.Rules{From: 1 - role}, buf: make([]byte, 32<<10)}
 }
 
 // received is one frame, unmasked. Its payload is valid until the next read.
@@ -74,7 +74,7 @@ func (f received) name() string {
 
 // read returns the next frame. io.EOF: the stream ended between two frames;
 // io.ErrUnexpectedEOF: inside one.
-func (p *peer) read() (received, error) {
+func (p *testPeer) read() (received, error) {
 	var f received
 	p.payload = p.payload[:0]
 	var at int64 // of the payload
@@ -128,7 +128,7 @@ func (p *peer) read() (received, error) {
 }
 
 // expect reads as many frames as it is given names.
-func (p *peer) expect(want ...string) {
+func (p *testPeer) expect(want ...string) {
 	p.t.Helper()
 	for _, want := range want {
 		f, err := p.read()
@@ -142,7 +142,7 @@ func (p *peer) expect(want ...string) {
 }
 
 // expectEOF demands that the stream ends here, between two frames.
-func (p *peer) expectEOF() {
+func (p *testPeer) expectEOF() {
 	p.t.Helper()
 	if f, err := p.read(); err != io.EOF {
 		p.t.Fatalf("%s reads %.200q, %v, want EOF", p, f.name(), err)
@@ -150,7 +150,7 @@ func (p *peer) expectEOF() {
 }
 
 // expectCut demands that the stream ends here, in whatever way.
-func (p *peer) expectCut() {
+func (p *testPeer) expectCut() {
 	p.t.Helper()
 	f, err := p.read()
 	if timeout, ok := errors.AsType[net.Error](err); err == nil || ok && timeout.Timeout() {
@@ -159,7 +159,7 @@ func (p *peer) expectCut() {
 }
 
 // write writes bytes as they are.
-func (p *peer) write(b []byte) {
+func (p *testPeer) write(b []byte) {
 	p.t.Helper()
 	if _, err := p.conn.Write(b); err != nil {
 		p.t.Fatalf("%s writes: %v", p, err)
@@ -167,19 +167,19 @@ func (p *peer) write(b []byte) {
 }
 
 // send writes one whole frame.
-func (p *peer) send(op frame.Opcode, payload string) {
+func (p *testPeer) send(op frame.Opcode, payload string) {
 	p.t.Helper()
 	p.write(p.wire(frame.Header{Fin: true, Opcode: op}, payload))
 }
 
 // sendClose writes a Close frame.
-func (p *peer) sendClose(code int, reason string) {
+func (p *testPeer) sendClose(code int, reason string) {
 	p.t.Helper()
 	p.send(frame.Close, string(frame.ClosePayload(code, reason)))
 }
 
 // wire is a frame as this peer sends it.
-func (p *peer) wire(h frame.Header, payload string) []byte {
+func (p *testPeer) wire(h frame.Header, payload string) []byte {
 	return appendFrame(nil, p.role, h, []byte(payload))
 }
 
@@ -209,7 +209,7 @@ func appendBulk(b []byte, role frame.Role, h frame.Header, payload []byte) []byt
 }
 
 // closeWrite shuts this peer's direction: a FIN, or over TLS its close_notify.
-func (p *peer) closeWrite() {
+func (p *testPeer) closeWrite() {
 	p.t.Helper()
 	if err := p.conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		p.t.Fatalf("%s shuts its direction: %v", p, err)
@@ -217,14 +217,14 @@ func (p *peer) closeWrite() {
 }
 
 // reset has the connection end in a RST instead of a FIN.
-func (p *peer) reset() {
+func (p *testPeer) reset() {
 	p.tcp.SetLinger(0)
 	p.tcp.Close()
 }
 
 // echo returns all messages and answers pings, and the Close frame, until the
 // connection ends; what it returns then is nil after a Close frame.
-func (p *peer) echo() error {
+func (p *testPeer) echo() error {
 	var out []byte
 	for {
 		f, err := p.read()
@@ -250,7 +250,7 @@ func (p *peer) echo() error {
 	}
 }
 
-func (p *peer) String() string {
+func (p *testPeer) String() string {
 	if p.role == frame.Client {
 		return "client"
 	}

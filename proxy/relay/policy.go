@@ -24,8 +24,8 @@ const (
 
 func (s side) other() side { return 1 - s }
 
-// speaks is the role in which we speak to a side: to the upstream we are the client.
-func (s side) speaks() frame.Role {
+// role is the role in which we speak to a side: to the upstream we are the client.
+func (s side) role() frame.Role {
 	if s == upstream {
 		return frame.Client
 	}
@@ -44,7 +44,7 @@ func (s side) speaks() frame.Role {
 type policy struct {
 	*rules
 	scan    *[2]frame.Rules // what each side must obey, by the extensions of this session
-	ends    [2]end
+	peers   [2]peer
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
 	started moment
 	active  moment // when a message last ended, or came on by activeBytes
@@ -56,50 +56,69 @@ type policy struct {
 	code    int
 }
 
-// end is one side of a session: what its peer sends us (in) and what we send
-// it (out).
-type end struct {
-	in      frame.Scanner
-	out     *outgoing // terminating only
-	text    *text     // of what the peer sends; terminating only
-	carry   []byte    // an incomplete header or control frame, until the rest of it comes
-	traffic Traffic   // what the peer has sent
-	hollow  moment    // the meter of its hollow frames; see limits.go
-	heard   moment    // when bytes last came, or when we began to listen again
+// peer is one side of a session, in states that can be copied: what it sends, what is sent to it, its heartbeat, and its end.
+type peer struct {
+	reading reading
+	writing writing
+	ping    heartbeat
+	ack     acknowledged
+	end     closeState
+}
 
-	// Heartbeat.
-	pings    uint64 // how many of ours went out
-	wantPing bool   // one of ours is due at the next boundary
-	pinging  bool   // it has been handed out, but not all of it has been written
-	deadline moment // by when a byte must come in answer to it; 0: none is awaited
-	frozen   moment // what was left until then, while we do not listen
-	appPing  moment // when the first ping of the other side since the last byte passed; 0: none has
+// reading is what a peer sends.
+type reading struct {
+	frames  frame.Scanner
+	text    *text   // terminating only
+	partial []byte  // an incomplete header or control frame, until the rest of it comes
+	traffic Traffic // what it has sent
+	hollow  moment  // the meter of its hollow frames; see limits.go
+	heard   moment  // when bytes last came, or when reading began again
 
-	// What the kernel told when the peer was about to be given up; see look.
-	acked     uint64 // bytes that it had acknowledged
-	moved     moment // when it last acknowledged any
+	closed      bool   // it has sent its Close frame, or broken the framing: nothing more of it is read
+	eof         bool   // it has shut its direction
+	left        moment // when that, or that it has broken off, was seen while it was not read; 0: it was not
+	discarded   moment // the meter of its bytes that lead nowhere
+	pausedUntil moment // it is not read before that, for too many were discarded; 0: it is
+}
+
+// writing is what is sent to a peer.
+type writing struct {
+	library  *outgoing // terminating only
+	pending  bool      // bytes handed out for it have not all been written
+	start    moment    // when they were handed out
+	progress moment    // when it last took any of them
+	failed   bool      // writing to it has failed
+}
+
+// heartbeat is our pings to a peer, and its answers.
+type heartbeat struct {
+	sent      uint64 // how many of ours went out
+	due       bool   // one of ours is due at the next boundary
+	writing   bool   // it has been handed out, but not all of it has been written
+	deadline  moment // by when a byte must come in answer to it; 0: none is awaited
+	pausedFor moment // what was left until then, while the peer is not read
+	appPing   moment // when the first ping of the other side since the last byte passed; 0: none has
+}
+
+// acknowledged is what the kernel last said of a peer; see queryKernel.
+type acknowledged struct {
+	bytes     uint64 // that it had acknowledged
+	last      moment // when it last acknowledged any
 	target    uint64 // with how many our ping has been delivered; 0: not asked since the last byte
 	delivered bool   // it has been
+}
 
-	// The end.
-	closing   *Closing // the Close frame that is due at the next boundary; nil: none
-	outClosed bool     // a Close frame has been handed out: nothing more is, RFC 6455 section 5.5.1
-	flushed   bool     // and written
-	forwarded bool     // it was the other side's own
-	inClosed  bool     // the peer has sent its Close frame, or broken the framing: nothing more of it is read
-	unsent    bool     // bytes handed out for this side have not all been written
-	since     moment   // when they were handed out
-	taken     moment   // when the peer last took any of them
-	wantFIN   bool     // our direction is to be shut once all has been written
-	finSent   bool     //
-	eof       bool     // the peer has shut its direction
-	left      moment   // when that, or that it has broken off, was seen while it was not read; 0: it was not
-	spill     moment   // the meter of its bytes that lead nowhere
-	sated     moment   // it is not read before that, for there were enough of them; 0: it is
-	deaf      bool     // writing to it has failed
-	gone      bool     // the connection is to be closed, or was
-	cutAt     moment   // when it is cut if nothing comes of it; 0: never
-	sliding   bool     // every byte from the peer moves that back
+// closeState is how far the close of a peer has come.
+type closeState struct {
+	closeFrame   *Closing // the Close frame that is due at the next boundary; nil: none
+	closeStarted bool     // a Close frame has been handed out: nothing more is (RFC 6455, section 5.5.1)
+	closeSent    bool     // and written
+	forwarded    bool     // it was the other side's own
+	finDue       bool     // our direction is to be shut once all has been written
+	finSent      bool
+	gone         bool   // the connection is to be closed, or was
+	cutAt        moment // when it is cut if nothing comes of it; 0: never
+	slides       bool   // every byte from the peer moves that back
 }
 
 // outgoing follows what goes out to a side when terminating: not what came in
@@ -111,37 +130,37 @@ type outgoing struct {
 
 func (p *policy) start(r *rules, scan *[2]frame.Rules, k kernel, nonce uint64, now moment) {
 	*p = policy{rules: r, scan: scan, kernel: k, nonce: nonce, started: now, active: now, wake: never}
-	for s := range p.ends {
-		p.ends[s].heard = now
+	for s := range p.peers {
+		p.peers[s].reading.heard = now
 		if r.terminate {
-			p.ends[s].out, p.ends[s].text = new(outgoing), new(text)
+			p.peers[s].writing.library, p.peers[s].reading.text = new(outgoing), new(text)
 		}
 	}
 	p.tick(now)
 }
 
-// carried moves what receive could not use last time to the front of buf, and
+// takePartial moves what receive could not use last time to the front of buf, and
 // returns its length: the next read goes behind it. It is never more than
 // frame.MaxControl bytes.
-func (p *policy) carried(s side, buf []byte) int {
-	e := &p.ends[s]
-	n := copy(buf, e.carry)
-	e.carry = e.carry[:0]
+func (p *policy) takePartial(s side, buf []byte) int {
+	e := &p.peers[s]
+	n := copy(buf, e.reading.partial)
+	e.reading.partial = e.reading.partial[:0]
 	return n
 }
 
 // receive takes bytes that came from side s. It returns out, what is to be
-// written to the other side, and rest, which must be shown to it again after
+// endWrite to the other side, and rest, which must be shown to it again after
 // out, and then what insertion gives, have been handed over, and s is not
 // held any more. Both alias b, which is overwritten.
 //
 // When terminating, out goes to the library instead, and holds data frames only.
 func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
-	from, to := &p.ends[s], &p.ends[s.other()]
+	from, to := &p.peers[s], &p.peers[s.other()]
 	p.heard(s, now)
 	limited := s == client && (p.perMessage > 0 || p.perByte > 0)
 	n := 0 // how much of b goes on; it stands at its start
-	for at := 0; at < len(b) && !from.inClosed; {
+	for at := 0; at < len(b) && !from.reading.closed; {
 		if limited {
 			if p.terminate && n > 0 || !p.admit(b[at:], now) {
 				// What came before it must be through the library first, or the
@@ -149,18 +168,18 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 				rest = b[at:]
 				break
 			}
-			if from.inClosed {
+			if from.reading.closed {
 				break
 			}
 		}
-		if !p.terminate && to.due() && !from.in.Inside() {
+		if !p.terminate && to.due() && !from.reading.frames.Inside() {
 			rest = b[at:]
 			break
 		}
-		in := from.in
+		in := from.reading.frames
 		part, err := in.Next(b[at:], &p.scan[s])
 		if p.terminate && err == nil {
-			err = from.text.check(part, b[at:][part.Size-part.Payload:part.Size])
+			err = from.reading.text.check(part, b[at:][part.Size-part.Payload:part.Size])
 		}
 		if err != nil {
 			if p.terminate && n > 0 {
@@ -170,9 +189,9 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 			p.violated(s, err, now)
 			break
 		}
-		from.in = in
+		from.reading.frames = in
 		if part.Size == 0 {
-			from.carry = append(from.carry, b[at:]...)
+			from.reading.partial = append(from.reading.partial, b[at:]...)
 			break
 		}
 		if limited {
@@ -180,7 +199,7 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 		}
 		wire := b[at : at+part.Size]
 		pass := true
-		if hollow(part) && !to.shut() && !p.bears(s, now) {
+		if hollow(part) && !to.shut() && !p.chargeHollow(s, now) {
 			at += part.Size
 			continue
 		}
@@ -192,12 +211,12 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 			}
 			pass = p.control(s, part, wire, now)
 		} else {
-			from.traffic.Bytes += int64(part.Payload)
+			from.reading.traffic.Bytes += int64(part.Payload)
 			if part.Message {
-				from.traffic.Messages++
-				from.sliding = from.sliding && !from.forwarded
+				from.reading.traffic.Messages++
+				from.end.slides = from.end.slides && !from.end.forwarded
 			}
-			p.carriedOn(part, now)
+			p.noteActivity(part, now)
 			pass = !to.shut()
 		}
 		if pass {
@@ -209,10 +228,10 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 		at += part.Size
 	}
 	if n > 0 && !p.terminate {
-		p.handedOut(s.other(), now)
+		p.beginWrite(s.other(), now)
 	}
-	if from.inClosed || to.shut() {
-		p.spilled(s, len(b)-len(rest), now)
+	if from.reading.closed || to.shut() {
+		p.chargeDiscarded(s, len(b)-len(rest), now)
 	}
 	return b[:n], rest
 }
@@ -222,16 +241,16 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 // Control frames of the library's own are dropped: those that matter were
 // passed on by control.
 func (p *policy) transmit(s side, b []byte, now moment) (out, rest []byte) {
-	e := &p.ends[s]
+	e := &p.peers[s]
 	if e.shut() {
 		return nil, nil
 	}
 	n := 0
 	for n < len(b) {
-		if e.due() && !e.out.Inside() {
+		if e.due() && !e.writing.library.Inside() {
 			break
 		}
-		part, err := e.out.Next(b[n:], &p.plain[s.other()])
+		part, err := e.writing.library.Next(b[n:], &p.plain[s.other()])
 		if err != nil || part.Size == 0 {
 			b = b[:n] // not whole frames: nothing that the library writes
 			break
@@ -246,7 +265,7 @@ func (p *policy) transmit(s side, b []byte, now moment) (out, rest []byte) {
 		n += part.Size
 	}
 	if n > 0 {
-		p.handedOut(s, now)
+		p.beginWrite(s, now)
 	}
 	return b[:n], b[n:]
 }
@@ -254,7 +273,7 @@ func (p *policy) transmit(s side, b []byte, now moment) (out, rest []byte) {
 // control looks at a whole control frame from side s and reports whether it
 // goes on to the other side as it is.
 func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass bool) {
-	from, to := &p.ends[s], &p.ends[s.other()]
+	from, to := &p.peers[s], &p.peers[s.other()]
 	var buf [frame.MaxControlPayload]byte
 	payload := part.ControlPayload(buf[:0], wire)
 
@@ -265,18 +284,18 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 			p.violated(s, err, now)
 			return false
 		}
-		from.inClosed = true
-		p.because(reasonClosed[s], code)
-		p.shaken(s, now)
+		from.reading.closed = true
+		p.setReason(reasonClosed[s], code)
+		p.closeHandshakeDone(s, now)
 		if to.shut() {
 			return false
 		}
-		to.forwarded = true
+		to.end.forwarded = true
 		if p.terminate {
 			p.closeWith(s.other(), Closing{code, reason}, now)
 			return false
 		}
-		to.outClosed = true
+		to.end.closeStarted = true
 		p.stopBy(s.other(), now+p.closeTimeout)
 		return true
 	case frame.Ping:
@@ -290,8 +309,8 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 		return false
 	}
 	if p.terminate {
-		if to.closing == nil {
-			to.out.enqueue(s.other(), part.Header.Opcode, payload)
+		if to.end.closeFrame == nil {
+			to.writing.library.enqueue(s.other(), part.Header.Opcode, payload)
 		}
 		return false
 	}
@@ -306,155 +325,155 @@ const maxQueue = 8 * frame.MaxControl
 // each (RFC 6455, section 5.5.3).
 func (o *outgoing) enqueue(s side, op frame.Opcode, payload []byte) {
 	if len(o.queue) < maxQueue {
-		o.queue = frame.AppendControl(o.queue, s.speaks(), op, payload)
+		o.queue = frame.AppendControl(o.queue, s.role(), op, payload)
 	}
 }
 
 // shut reports whether nothing more is handed out for this side.
-func (e *end) shut() bool { return e.outClosed || e.wantFIN || e.gone }
+func (e *peer) shut() bool { return e.end.closeStarted || e.end.finDue || e.end.gone }
 
 // due reports whether a frame waits for the next boundary towards this side.
-func (e *end) due() bool {
-	return (e.wantPing || e.closing != nil || e.out != nil && len(e.out.queue) > 0) && !e.shut()
+func (e *peer) due() bool {
+	return (e.ping.due || e.end.closeFrame != nil || e.writing.library != nil && len(e.writing.library.queue) > 0) && !e.shut()
 }
 
 // inside reports whether what was handed out for side s ends inside a frame.
 func (p *policy) inside(s side) bool {
 	if p.terminate {
-		return p.ends[s].out.Inside()
+		return p.peers[s].writing.library.Inside()
 	}
-	return p.ends[s.other()].in.Inside()
+	return p.peers[s.other()].reading.frames.Inside()
 }
 
 // wants reports whether the engine has something to do for side s: a frame to
 // insert now, a direction to shut, a connection to close.
 func (p *policy) wants(s side) bool {
-	e := &p.ends[s]
-	return e.gone || !e.unsent && (e.wantFIN && !e.finSent || e.due() && (!p.inside(s) || p.boundless(s)))
+	e := &p.peers[s]
+	return e.end.gone || !e.writing.pending && (e.end.finDue && !e.end.finSent || e.due() && (!p.inside(s) || p.frameNeverEnds(s)))
 }
 
-// boundless reports whether side s stands inside a frame whose rest can no
+// frameNeverEnds reports whether side s stands inside a frame whose rest can no
 // longer come. (The terminating library always finishes a frame.)
-func (p *policy) boundless(s side) bool {
-	o := &p.ends[s.other()]
-	return !p.terminate && p.inside(s) && (o.eof || o.gone || o.inClosed)
+func (p *policy) frameNeverEnds(s side) bool {
+	o := &p.peers[s.other()]
+	return !p.terminate && p.inside(s) && (o.reading.eof || o.end.gone || o.reading.closed)
 }
 
 // insertion appends the frames that are to be written to side s now. It gives
 // none inside a frame, and none before all that was handed out has been written.
 func (p *policy) insertion(s side, b []byte, now moment) []byte {
-	e := &p.ends[s]
-	if e.unsent || !e.due() {
+	e := &p.peers[s]
+	if e.writing.pending || !e.due() {
 		return b
 	}
-	if p.boundless(s) {
-		e.wantPing, e.closing, e.wantFIN = false, nil, true
+	if p.frameNeverEnds(s) {
+		e.ping.due, e.end.closeFrame, e.end.finDue = false, nil, true
 		return b
 	}
 	if p.inside(s) {
 		return b
 	}
 	before := len(b)
-	if e.out != nil {
-		b = append(b, e.out.queue...)
-		e.out.queue = nil
+	if e.writing.library != nil {
+		b = append(b, e.writing.library.queue...)
+		e.writing.library.queue = nil
 	}
-	if e.wantPing && e.closing == nil {
+	if e.ping.due && e.end.closeFrame == nil {
 		b = p.appendPing(s, b)
 	}
-	e.wantPing = false
-	if e.closing != nil {
-		b = frame.AppendControl(b, s.speaks(), frame.Close, frame.ClosePayload(e.closing.Code, e.closing.Reason))
-		e.closing, e.outClosed = nil, true
+	e.ping.due = false
+	if e.end.closeFrame != nil {
+		b = frame.AppendControl(b, s.role(), frame.Close, frame.ClosePayload(e.end.closeFrame.Code, e.end.closeFrame.Reason))
+		e.end.closeFrame, e.end.closeStarted = nil, true
 	}
 	if len(b) > before {
-		p.handedOut(s, now)
+		p.beginWrite(s, now)
 	}
 	return b
 }
 
-// handedOut notes that bytes for side s are on their way. Until they are
-// written the other side is not listened to, and its deadline stands still.
-func (p *policy) handedOut(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	if e.unsent {
+// beginWrite notes that bytes for side s are on their way. Until they are
+// endWrite the other side is not listened to, and its deadline stands still.
+func (p *policy) beginWrite(s side, now moment) {
+	e, o := &p.peers[s], &p.peers[s.other()]
+	if e.writing.pending {
 		return
 	}
-	e.unsent, e.since, e.taken = true, now, now
+	e.writing.pending, e.writing.start, e.writing.progress = true, now, now
 	p.wakeBy(now + lookOut)
-	if o.deadline != 0 {
-		o.frozen, o.deadline = max(o.deadline-now, 1), 0
+	if o.ping.deadline != 0 {
+		o.ping.pausedFor, o.ping.deadline = max(o.ping.deadline-now, 1), 0
 	}
 }
 
 // progress tells that some of what was handed out for side s has been written.
-func (p *policy) progress(s side, now moment) { p.ends[s].taken = now }
+func (p *policy) progress(s side, now moment) { p.peers[s].writing.progress = now }
 
-// listen notes that nothing is on its way to side s any more, so that the
+// resumeReading notes that nothing is on its way to side s any more, so that the
 // other is listened to again.
-func (p *policy) listen(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	if !e.unsent {
+func (p *policy) resumeReading(s side, now moment) {
+	e, o := &p.peers[s], &p.peers[s.other()]
+	if !e.writing.pending {
 		return
 	}
-	e.unsent = false
-	o.heard = min(o.heard+now-e.since, now) // silence while we do not listen is none
+	e.writing.pending = false
+	o.reading.heard = min(o.reading.heard+now-e.writing.start, now) // silence while we do not listen is none
 	if p.pingInterval > 0 {
-		p.wakeBy(o.heard + p.pingInterval)
+		p.wakeBy(o.reading.heard + p.pingInterval)
 	}
-	p.unfreeze(s.other(), now)
+	p.resumeDeadline(s.other(), now)
 }
 
-// unfreeze has the deadline of side s run on.
-func (p *policy) unfreeze(s side, now moment) {
-	if e := &p.ends[s]; e.frozen != 0 {
-		e.deadline, e.frozen = now+e.frozen, 0
-		p.wakeBy(e.deadline)
+// resumeDeadline has the deadline of side s run on.
+func (p *policy) resumeDeadline(s side, now moment) {
+	if e := &p.peers[s]; e.ping.pausedFor != 0 {
+		e.ping.deadline, e.ping.pausedFor = now+e.ping.pausedFor, 0
+		p.wakeBy(e.ping.deadline)
 	}
 }
 
-// written tells that all that was handed out for side s has been written.
-func (p *policy) written(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	if !e.unsent {
+// endWrite tells that all that was handed out for side s has been written.
+func (p *policy) endWrite(s side, now moment) {
+	e, o := &p.peers[s], &p.peers[s.other()]
+	if !e.writing.pending {
 		return
 	}
-	p.listen(s, now)
-	if e.pinging {
-		e.pinging = false
-		e.frozen = p.pongTimeout
-		p.aim(s, now)
+	p.resumeReading(s, now)
+	if e.ping.writing {
+		e.ping.writing = false
+		e.ping.pausedFor = p.pongTimeout
+		p.notePingTarget(s, now)
 		if !p.unheard(s) {
-			p.unfreeze(s, now)
+			p.resumeDeadline(s, now)
 		}
 	}
-	if e.outClosed && !e.flushed {
-		e.flushed, e.spill, e.sated = true, 0, 0
+	if e.end.closeStarted && !e.end.closeSent {
+		e.end.closeSent, e.reading.discarded, e.reading.pausedUntil = true, 0, 0
 		// The answer may have to wait for the end of the message that the
 		// peer is sending (RFC 6455, section 5.5.1), and for nothing else.
-		e.sliding = e.forwarded && e.in.InMessage()
+		e.end.slides = e.end.forwarded && e.reading.frames.InMessage()
 		p.stopBy(s, now+p.closeTimeout)
-		p.shaken(s, now)
-		if s == client && (o.eof || o.gone) && !o.inClosed {
-			e.wantFIN = true // the upstream broke off: there is no more to wait for
+		p.closeHandshakeDone(s, now)
+		if s == client && (o.reading.eof || o.end.gone) && !o.reading.closed {
+			e.end.finDue = true // the upstream broke off: there is no more to wait for
 		}
 	}
-	p.retire(s, now)
+	p.closeIfDone(s, now)
 }
 
 // takeFIN reports, once, that our direction towards side s is to be shut now.
 func (p *policy) takeFIN(s side, now moment) bool {
-	e := &p.ends[s]
-	if e.gone || !e.wantFIN || e.finSent || e.unsent {
+	e := &p.peers[s]
+	if e.end.gone || !e.end.finDue || e.end.finSent || e.writing.pending {
 		return false
 	}
-	e.finSent = true
-	p.retire(s, now)
+	e.end.finSent = true
+	p.closeIfDone(s, now)
 	return true
 }
 
 // over reports whether both connections are to be closed, or were.
-func (p *policy) over() bool { return p.ends[client].gone && p.ends[upstream].gone }
+func (p *policy) over() bool { return p.peers[client].end.gone && p.peers[upstream].end.gone }
 
 // summary is what became of the session.
 func (p *policy) summary(now moment) End {
@@ -462,8 +481,8 @@ func (p *policy) summary(now moment) End {
 		Reason:       p.reason,
 		Code:         p.code,
 		Duration:     now - p.started,
-		FromClient:   p.ends[client].traffic,
-		FromUpstream: p.ends[upstream].traffic,
+		FromClient:   p.peers[client].reading.traffic,
+		FromUpstream: p.peers[upstream].reading.traffic,
 	}
 }
 
@@ -475,19 +494,19 @@ func (p *policy) tick(now moment) {
 	p.watch(upstream, now)
 	p.thaw(now)
 	for s := range side(2) {
-		e := &p.ends[s]
-		if e.gone {
+		e := &p.peers[s]
+		if e.end.gone {
 			continue
 		}
-		if e.sliding && p.ends[s.other()].unsent {
-			e.cutAt = now + p.closeTimeout // it cannot be heard while we do not listen
+		if e.end.slides && p.peers[s.other()].writing.pending {
+			e.end.cutAt = now + p.closeTimeout // it cannot be heard while we do not listen
 		}
-		if e.cutAt != 0 && now >= e.cutAt {
+		if e.end.cutAt != 0 && now >= e.end.cutAt {
 			p.giveUp(s, now)
 			continue
 		}
-		if e.cutAt != 0 {
-			p.wakeBy(e.cutAt)
+		if e.end.cutAt != 0 {
+			p.wakeBy(e.end.cutAt)
 		}
 		p.heartbeat(s, now)
 	}
@@ -497,8 +516,8 @@ func (p *policy) tick(now moment) {
 // and then is, or a frame without an end would keep a session open for ever.
 const activeBytes = 4 << 10
 
-// carriedOn notes that a session is not idle, if a part of a data frame shows that.
-func (p *policy) carriedOn(part frame.Part, now moment) {
+// noteActivity notes that a session is not idle, if a part of a data frame shows that.
+func (p *policy) noteActivity(part frame.Part, now moment) {
 	if p.payload += int64(part.Payload); part.Message || p.payload >= activeBytes {
 		p.active, p.payload = now, 0
 	}

@@ -137,7 +137,7 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 	}
 	s.wait(4 * 5 * time.Second) // a boundary, the taking, the answer, the FIN
 	if !s.policy.over() {
-		t.Errorf("it is not over: %+v", s.policy.ends)
+		t.Errorf("it is not over: %+v", s.policy.peers)
 	}
 	for from := range side(2) {
 		s.checkWire(from, terminate)

@@ -63,13 +63,13 @@ func TestPartOfAFramePasses(t *testing.T) {
 	})
 }
 
-// carried promises no more than frame.MaxControl bytes to the engine, which leaves room for that much.
+// takePartial promises no more than frame.MaxControl bytes to the engine, which leaves room for that much.
 func TestCarryIsBounded(t *testing.T) {
 	bothSides(t, func(t *testing.T, from side) {
 		s := newScript(t, scriptConfig())
 		b := from.ping(strings.Repeat("x", frame.MaxControlPayload))
 		s.send(from, b[:len(b)-1])
-		if n := len(s.policy.ends[from].carry); n >= frame.MaxControl {
+		if n := len(s.policy.peers[from].reading.partial); n >= frame.MaxControl {
 			t.Errorf("%d bytes are carried", n)
 		}
 		s.want(from.other())
@@ -599,7 +599,7 @@ func TestTerminateBoundsWaitingControlFrames(t *testing.T) {
 		for range 1000 {
 			s.send(from, flood)
 		}
-		if n := len(s.policy.ends[from.other()].out.queue); n > maxQueue+frame.MaxControl {
+		if n := len(s.policy.peers[from.other()].writing.library.queue); n > maxQueue+frame.MaxControl {
 			t.Errorf("%d bytes wait", n)
 		}
 		s.wantLive()
@@ -621,7 +621,7 @@ func TestByteRateEndsInsideAFrame(t *testing.T) {
 			var out []byte
 			out, rest = p.receive(client, rest, 1)
 			passed += len(out)
-			p.written(upstream, 1)
+			p.endWrite(upstream, 1)
 			p.insertion(upstream, nil, 1)
 		}
 		header = nil

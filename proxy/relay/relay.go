@@ -288,7 +288,7 @@ func (r *Relay) Start(h Handover) Session {
 		}
 	}
 	s := newStream(r, h)
-	draining := r.remember(s)
+	draining := r.register(s)
 	s.run(h)
 	if draining {
 		s.Close(Drained, goingAway)
@@ -296,17 +296,17 @@ func (r *Relay) Start(h Handover) Session {
 	return s
 }
 
-// remember puts a session on the list. Where it reports draining, the engine
+// register puts a session on the list. Where it reports draining, the engine
 // ends the session as soon as it has begun.
-func (r *Relay) remember(s Session) (draining bool) {
+func (r *Relay) register(s Session) (draining bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live[s] = struct{}{}
 	return r.draining
 }
 
-// forget takes an ended session off the list.
-func (r *Relay) forget(s Session) {
+// unregister takes an ended session off the list.
+func (r *Relay) unregister(s Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.live, s)

@@ -42,7 +42,7 @@ type scriptPeer struct {
 	gone   bool     // its connection is closed
 
 	// Terminating only: what the library has read from it and not yet
-	// written, and what it would write to it.
+	// endWrite, and what it would write to it.
 	library []byte
 	writing []byte
 }
@@ -224,10 +224,10 @@ func (s *script) read(from side, a arrival) {
 	case a.eof:
 		s.policy.eof(from, s.clock)
 	case a.err:
-		s.policy.lost(from, s.clock)
+		s.policy.readFailed(from, s.clock)
 	default:
 		buf := make([]byte, 1<<10)
-		n := s.policy.carried(from, buf)
+		n := s.policy.takePartial(from, buf)
 		s.peers[from].consumed = append(s.peers[from].consumed, a.b...)
 		s.pass(from, append(buf[:n], a.b...))
 		return
@@ -263,7 +263,7 @@ func (s *script) pass(from side, b []byte) {
 }
 
 // carryOver plays the terminating library: a message that has come whole is
-// written to the other side, in a frame of its own.
+// endWrite to the other side, in a frame of its own.
 func (s *script) carryOver(from side) {
 	s.t.Helper()
 	p, to := &s.peers[from], from.other()
@@ -324,7 +324,7 @@ func (s *script) write(to side, b []byte) {
 	case p.gone || p.fin:
 		s.t.Fatalf("written to %v after its end: %x", to, b)
 	case p.broken:
-		s.policy.deafened(to, s.clock)
+		s.policy.writeFailed(to, s.clock)
 	case p.full:
 		if p.pending != nil {
 			s.t.Fatalf("handed out for %v while it has bytes pending: %x", to, b)
@@ -332,7 +332,7 @@ func (s *script) write(to side, b []byte) {
 		p.pending = bytes.Clone(b)
 	default:
 		s.taken(to, b)
-		s.policy.written(to, s.clock)
+		s.policy.endWrite(to, s.clock)
 	}
 }
 
@@ -356,7 +356,7 @@ func (s *script) settle() {
 func (s *script) serve(to side) {
 	s.t.Helper()
 	p := &s.peers[to]
-	if s.policy.ends[to].gone {
+	if s.policy.peers[to].end.gone {
 		p.gone, p.pending, p.writing, p.inbox = true, nil, nil, nil
 		p.seen = append(p.seen, "gone")
 		return
@@ -444,7 +444,7 @@ func (s *script) checkWake() {
 	early := s.policy
 	early.tick(at)
 	for to := range side(2) {
-		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.ends[to].closing != s.policy.ends[to].closing {
+		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.peers[to].end.closeFrame != s.policy.peers[to].end.closeFrame {
 			s.t.Fatalf("something is due for %v by %v after now, and wake is %v after now", to, at-s.clock, s.policy.wake-s.clock)
 		}
 	}

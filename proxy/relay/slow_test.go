@@ -12,11 +12,11 @@ import (
 // has room for more only when a third of them are gone: none of that is silence.
 func TestSlowLinkIsNotSilence(t *testing.T) {
 	t.Parallel()
-	const total, rate = 6 << 20, 640 << 10 // bytes, and bytes a second
+	const total, rate = 10 << 20, 640 << 10 // bytes, and bytes a second
 	eachEngine(t, func(t *testing.T, e engine) {
 		t.Parallel()
 		c := e.config()
-		c.PingInterval, c.PongTimeout = 100*time.Millisecond, 1400*time.Millisecond
+		c.PingInterval, c.PongTimeout = 100*time.Millisecond, 4*time.Second
 		r := newRig(t, e, c)
 		r.autotuned = true
 		s := r.open()

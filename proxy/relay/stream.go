@@ -119,15 +119,15 @@ func (s *stream) write(to side, b []byte) {
 	_, err := s.conns[to].Write(b)
 	s.mu.Lock()
 	if err != nil {
-		s.policy.deafened(to, now())
+		s.policy.writeFailed(to, now())
 	} else {
-		s.policy.written(to, now())
+		s.policy.endWrite(to, now())
 	}
 }
 
 // serve writes what else is due to a side, and leaves it without a writer.
 func (s *stream) serve(to side) {
-	for s.policy.wants(to) && !s.policy.ends[to].gone {
+	for s.policy.wants(to) && !s.policy.peers[to].end.gone {
 		s.write(to, s.policy.insertion(to, nil, now()))
 		if s.policy.takeFIN(to, now()) {
 			s.mu.Unlock()
@@ -151,7 +151,7 @@ func (s *stream) settle() {
 	for to := range side(2) {
 		switch {
 		case s.closed[to] || !s.policy.wants(to):
-		case s.policy.ends[to].gone:
+		case s.policy.peers[to].end.gone:
 			s.closed[to] = true
 			go s.close(to)
 		case !s.writing[to]:
@@ -173,7 +173,7 @@ func (s *stream) readEnded(from side, err error) {
 	if err == io.EOF {
 		s.policy.eof(from, now())
 	} else {
-		s.policy.lost(from, now())
+		s.policy.readFailed(from, now())
 	}
 	s.settle()
 }
@@ -204,14 +204,14 @@ func (s *stream) close(to side) {
 		close(s.over)
 	}
 	s.ended(end)
-	s.relay.forget(s)
+	s.relay.unregister(s)
 }
 
 func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[to]) }
 
 func (s *stream) hungUp(from side) (fin, broken bool) {
 	fin, broken = hungUpOf(s.conns[from])
-	return fin, broken && !s.policy.ends[from].finSent
+	return fin, broken && !s.policy.peers[from].end.finSent
 }
 
 func (s *stream) tick() {
@@ -263,8 +263,8 @@ func (r *reader) read(s *stream, from side) ([]byte, error) {
 	}
 	s.mu.Lock()
 	s.thaw(from)
-	carried := s.policy.carried(from, buf)
-	most := min(s.policy.allowance(from, now()), len(buf)-carried)
+	carried := s.policy.takePartial(from, buf)
+	most := min(s.policy.readLimit(from, now()), len(buf)-carried)
 	s.mu.Unlock()
 	n, err := s.conns[from].Read(buf[carried : carried+most])
 	n += carried

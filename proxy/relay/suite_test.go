@@ -120,7 +120,7 @@ func (r *rig) wait() {
 // testSession is a session with the test at both ends of it.
 type testSession struct {
 	t                testing.TB
-	client, upstream *peer
+	client, upstream *testPeer
 	ends             [2]net.Conn   // that the relay is given
 	over             chan struct{} // closed by the first Ended
 

@@ -92,18 +92,18 @@ func FuzzText(f *testing.F) {
 // Where messages are taken apart the relay is the endpoint that must refuse text that is not UTF-8 (RFC 6455, section 8.1):
 // 1007 to who sent it, 1001 to the other, who gets nothing of that message. Passthrough leaves it to the peers.
 func TestTextThatIsNotUTF8(t *testing.T) {
-	for name, wire := range map[string]func(*peer) []byte{
-		"in a frame": func(p *peer) []byte {
+	for name, wire := range map[string]func(*testPeer) []byte{
+		"in a frame": func(p *testPeer) []byte {
 			return p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "a\xffb")
 		},
-		"in a fragment": func(p *peer) []byte {
+		"in a fragment": func(p *testPeer) []byte {
 			b := p.wire(frame.Header{Opcode: frame.Text}, "a\xc3")
 			return append(b, p.wire(frame.Header{Fin: true}, "b")...)
 		},
-		"in a message without end": func(p *peer) []byte {
+		"in a message without end": func(p *testPeer) []byte {
 			return p.wire(frame.Header{Opcode: frame.Text}, "a\xff")
 		},
-		"cut off": func(p *peer) []byte {
+		"cut off": func(p *testPeer) []byte {
 			b := p.wire(frame.Header{Opcode: frame.Text}, "a\xe2")
 			b = append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "")...)
 			return append(b, p.wire(frame.Header{Fin: true}, "\x82")...)

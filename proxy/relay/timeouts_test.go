@@ -12,11 +12,11 @@ import (
 
 // soon is how long a peer of a test may take for what has a limit, and is then to be there in time, even on a
 // crowded machine.
-const soon = 1500 * time.Millisecond
+const soon = 4 * time.Second
 
 // answerPings answers pings until something else comes, and returns that and
 // how many there were.
-func (p *peer) answerPings() (f received, pings int, err error) {
+func (p *testPeer) answerPings() (f received, pings int, err error) {
 	for {
 		if f, err = p.read(); err != nil || f.Opcode != frame.Ping {
 			return f, pings, err
@@ -29,7 +29,7 @@ func (p *peer) answerPings() (f received, pings int, err error) {
 }
 
 // reads tells what a peer reads in the background, pings aside, which it answers.
-func (p *peer) reads() <-chan string {
+func (p *testPeer) reads() <-chan string {
 	names := make(chan string, 100)
 	go func() {
 		defer close(names)
@@ -104,13 +104,13 @@ func TestPongsToOurPingsAreSwallowed(t *testing.T) {
 func TestSilentPeer(t *testing.T) {
 	t.Parallel()
 	const interval = 50 * time.Millisecond
-	for name, meanwhile := range map[string]func(other *peer){
-		"and the other as well": func(*peer) {},
-		"and the other speaks without a pause": func(other *peer) {
+	for name, meanwhile := range map[string]func(other *testPeer){
+		"and the other as well": func(*testPeer) {},
+		"and the other speaks without a pause": func(other *testPeer) {
 			b := other.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, 5000)))
 			go flood(other, b)
 		},
-		"and the other pings it": func(other *peer) {
+		"and the other pings it": func(other *testPeer) {
 			b := other.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "anybody there?")
 			go func() { // often, and yet no flood
 				for every := time.Tick(5 * time.Millisecond); ; <-every {
@@ -235,7 +235,7 @@ func TestSessionMax(t *testing.T) {
 				// At once: small frames for a side that is not read fill the kernel's queue of the sender beyond
 				// its measure, and with what it then drops go the sender's ACKs of what is told it.
 				var reading sync.WaitGroup
-				for _, p := range []*peer{s.client, s.upstream} {
+				for _, p := range []*testPeer{s.client, s.upstream} {
 					reading.Go(func() {
 						if got, err := p.readToClose(); err != nil || got != told {
 							t.Errorf("%s reads %q, %v, want %q", p, got, err, told)

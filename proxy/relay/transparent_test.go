@@ -141,7 +141,7 @@ func TestLargeFrame(t *testing.T) {
 		c := e.config()
 		c.MessageMaxBytes = size
 		s := newRig(t, e, c).open()
-		for _, pair := range [][2]*peer{{s.client, s.upstream}, {s.upstream, s.client}} {
+		for _, pair := range [][2]*testPeer{{s.client, s.upstream}, {s.upstream, s.client}} {
 			from, to := pair[0], pair[1]
 			sent := make(chan error, 1)
 			go func() {
@@ -178,7 +178,7 @@ func TestFrames(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		r := newRig(t, e, e.config())
 		s := r.open()
-		for _, pair := range [][2]*peer{{s.client, s.upstream}, {s.upstream, s.client}} {
+		for _, pair := range [][2]*testPeer{{s.client, s.upstream}, {s.upstream, s.client}} {
 			from, to := pair[0], pair[1]
 			from.send(frame.Ping, "")
 			to.expect("ping")
@@ -243,7 +243,7 @@ func TestByteAtATime(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		r := newRig(t, e, e.config())
 		s := r.open()
-		for _, pair := range [][2]*peer{{s.client, s.upstream}, {s.upstream, s.client}} {
+		for _, pair := range [][2]*testPeer{{s.client, s.upstream}, {s.upstream, s.client}} {
 			from, to := pair[0], pair[1]
 			var b []byte
 			b = append(b, from.wire(frame.Header{Fin: true, Opcode: frame.Text}, "tiny")...)
@@ -328,7 +328,7 @@ func TestManyEarlyBytes(t *testing.T) {
 }
 
 // readMessage reads a message to its last fragment; there may be no control frames.
-func readMessage(p *peer) (message []byte, err error) {
+func readMessage(p *testPeer) (message []byte, err error) {
 	for {
 		f, err := p.read()
 		if err != nil {

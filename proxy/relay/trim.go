@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// calm is how long no session must have been started before memory is given back.
-	calm = time.Second
+	// trimDelay is how long no session must have been started before memory is given back.
+	trimDelay = time.Second
 	// trimInterval is the least time from one forced collection to the next. Where
 	// clients come one by one there is a lull after each of them, and a
 	// collection looks at the whole heap: a few milliseconds of CPU for every 10,000 sessions,
@@ -39,7 +39,7 @@ func newTrimmer(collect func() bool) *trimmer {
 }
 
 // started notes that a session has been.
-func (t *trimmer) started() { t.timer.Reset(calm) }
+func (t *trimmer) started() { t.timer.Reset(trimDelay) }
 
 func (t *trimmer) trim() {
 	t.mu.Lock()

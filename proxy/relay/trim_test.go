@@ -23,13 +23,13 @@ func TestTrim(t *testing.T) {
 		want   []time.Duration // when it is looked for
 	}{
 		{"nothing", nil, true, nil},
-		{"one session", []time.Duration{0}, true, []time.Duration{calm}},
-		{"a wave", every(calm/2, 10*calm), true, []time.Duration{10*calm - calm/2 + calm}},
-		{"one by one", every(2*calm, 2*trimInterval), true, []time.Duration{calm, calm + trimInterval, calm + 2*trimInterval}},
-		{"one by one, and nothing to gain", every(2*calm, 6*calm), false, []time.Duration{calm, 3 * calm, 5 * calm}},
-		{"two waves", []time.Duration{0, 10 * calm}, true, []time.Duration{calm, calm + trimInterval}},
-		{"a wave when it is due again", []time.Duration{0, 10 * calm, trimInterval + calm/2, trimInterval + calm}, true,
-			[]time.Duration{calm, trimInterval + 2*calm}},
+		{"one session", []time.Duration{0}, true, []time.Duration{trimDelay}},
+		{"a wave", every(trimDelay/2, 10*trimDelay), true, []time.Duration{10*trimDelay - trimDelay/2 + trimDelay}},
+		{"one by one", every(2*trimDelay, 2*trimInterval), true, []time.Duration{trimDelay, trimDelay + trimInterval, trimDelay + 2*trimInterval}},
+		{"one by one, and nothing to gain", every(2*trimDelay, 6*trimDelay), false, []time.Duration{trimDelay, 3 * trimDelay, 5 * trimDelay}},
+		{"two waves", []time.Duration{0, 10 * trimDelay}, true, []time.Duration{trimDelay, trimDelay + trimInterval}},
+		{"a wave when it is due again", []time.Duration{0, 10 * trimDelay, trimInterval + trimDelay/2, trimInterval + trimDelay}, true,
+			[]time.Duration{trimDelay, trimInterval + 2*trimDelay}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -24,7 +24,7 @@ const (
 )
 
 // held reports whether side s is not to be read now, whatever the other takes.
-func (p *policy) held(s side) bool { return p.throttled(s) || p.ends[s].sated != 0 }
+func (p *policy) held(s side) bool { return p.throttled(s) || p.peers[s].reading.pausedUntil != 0 }
 
 // Linger is how many bytes are read at once, and then in each second, of a
 // peer that has been told to go: as many as its Close frame and its FIN may stand
@@ -34,72 +34,72 @@ func (p *policy) held(s side) bool { return p.throttled(s) || p.ends[s].sated !=
 // own Close frame. So it is read little by little until its time is over.
 const Linger = 1 << 20
 
-// spilled counts bytes of side s that lead nowhere, and has it wait when they are too many.
-func (p *policy) spilled(s side, n int, now moment) {
-	e := &p.ends[s]
-	e.spill = max(e.spill, now) + moment(n)*moment(time.Second)/Linger
-	if over := e.spill - moment(time.Second) - now; over > 0 && e.left == 0 {
-		e.sated = now + max(over, wheelTick) // a pause is worth its price
-		p.wakeBy(e.sated)
+// chargeDiscarded counts bytes of side s that lead nowhere, and has it wait when they are too many.
+func (p *policy) chargeDiscarded(s side, n int, now moment) {
+	e := &p.peers[s]
+	e.reading.discarded = max(e.reading.discarded, now) + moment(n)*moment(time.Second)/Linger
+	if over := e.reading.discarded - moment(time.Second) - now; over > 0 && e.reading.left == 0 {
+		e.reading.pausedUntil = now + max(over, wheelTick) // a pause is worth its price
+		p.wakeBy(e.reading.pausedUntil)
 	}
 }
 
 // unheard reports whether side s is not read now.
-func (p *policy) unheard(s side) bool { return p.ends[s.other()].unsent || p.held(s) }
+func (p *policy) unheard(s side) bool { return p.peers[s.other()].writing.pending || p.held(s) }
 
 // hasLeft reports whether side s, while it is not read, has hung up.
 func (p *policy) hasLeft(s side, now moment) bool {
-	e := &p.ends[s]
-	if e.left == 0 && !e.eof && !e.gone && p.unheard(s) {
+	e := &p.peers[s]
+	if e.reading.left == 0 && !e.reading.eof && !e.end.gone && p.unheard(s) {
 		fin, broken := p.kernel.hungUp(s)
 		switch {
 		case broken && p.held(s):
-			e.left, e.sated = now, 0
-			p.lost(s, now)
+			e.reading.left, e.reading.pausedUntil = now, 0
+			p.readFailed(s, now)
 		case fin || broken:
-			e.left, e.sated = now, 0 // what there is lies in the kernel, and is read to the end
+			e.reading.left, e.reading.pausedUntil = now, 0 // what there is lies in the kernel, and is read to the end
 		}
 	}
-	return e.left != 0
+	return e.reading.left != 0
 }
 
 // watch sees whether side s has left while it is not read, and ends what is then no more to
 // be waited for. An engine calls it when it learns that a side has hung up; tick calls it, too.
 func (p *policy) watch(s side, now moment) {
-	e, o := &p.ends[s], &p.ends[s.other()]
-	if e.sated != 0 {
-		if now >= e.sated {
-			e.sated = 0
+	e, o := &p.peers[s], &p.peers[s.other()]
+	if e.reading.pausedUntil != 0 {
+		if now >= e.reading.pausedUntil {
+			e.reading.pausedUntil = 0
 		} else {
-			p.wakeBy(e.sated)
+			p.wakeBy(e.reading.pausedUntil)
 		}
 	}
-	if e.gone || e.eof || !p.unheard(s) {
+	if e.end.gone || e.reading.eof || !p.unheard(s) {
 		return
 	}
 	if !p.hasLeft(s, now) {
 		p.wakeBy(now + lookAgain)
 		return
 	}
-	if s == upstream || e.gone {
+	if s == upstream || e.end.gone {
 		return
 	}
 	switch {
-	case o.unsent:
-		if now >= max(e.left, o.taken)+p.closeTimeout {
-			p.look(upstream, now)
-			o.taken = max(o.taken, o.moved)
+	case o.writing.pending:
+		if now >= max(e.reading.left, o.writing.progress)+p.closeTimeout {
+			p.queryKernel(upstream, now)
+			o.writing.progress = max(o.writing.progress, o.ack.last)
 		}
-		until := max(e.left, o.taken) + p.closeTimeout
+		until := max(e.reading.left, o.writing.progress) + p.closeTimeout
 		if now >= until {
 			p.giveUp(upstream, now)
 			return
 		}
 		p.wakeBy(until)
 	case p.pingInterval > 0:
-		until := e.left + p.pingInterval + p.pongTimeout
+		until := e.reading.left + p.pingInterval + p.pongTimeout
 		if now >= until {
-			p.lost(client, now)
+			p.readFailed(client, now)
 			return
 		}
 		p.wakeBy(until)

@@ -14,96 +14,100 @@ import (
 // A violation ends the session on both sides: 1002 to the offender, 1001 to
 // the other, who has had every message before it.
 func TestViolationsEndSession(t *testing.T) {
-	masked := func(p *peer) byte {
+	masked := func(p *testPeer) byte {
 		if p.role == frame.Client {
 			return 0x80
 		}
 		return 0
 	}
 	for name, test := range map[string]struct {
-		wire func(*peer) []byte
+		wire func(*testPeer) []byte
 		want frame.Error
 	}{
 		"reserved data opcode": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") }, frame.ErrOpcode,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") }, frame.ErrOpcode,
 		},
 		"reserved control opcode": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xB}, "x") }, frame.ErrOpcode,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xB}, "x") }, frame.ErrOpcode,
 		},
 		"last reserved opcode, empty": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xF}, "") }, frame.ErrOpcode,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0xF}, "") }, frame.ErrOpcode,
 		},
 		"fragmented ping": {
-			func(p *peer) []byte { return p.wire(frame.Header{Opcode: frame.Ping}, "x") }, frame.ErrControl,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Opcode: frame.Ping}, "x") }, frame.ErrControl,
 		},
 		"long ping": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return p.wire(frame.Header{Fin: true, Opcode: frame.Ping}, strings.Repeat("x", 126))
 			}, frame.ErrControl,
 		},
 		"long pong": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return p.wire(frame.Header{Fin: true, Opcode: frame.Pong}, strings.Repeat("x", 126))
 			}, frame.ErrControl,
 		},
 		"wrong masking": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return appendFrame(nil, 1-p.role, frame.Header{Fin: true, Opcode: frame.Text}, []byte("x"))
 			}, frame.ErrMask,
 		},
 		"64-bit length with its top bit set": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return append([]byte{0x82, masked(p) | 127, 0x80, 0, 0, 0, 0, 0, 0, 0}, 1, 2, 3, 4)
 			}, frame.ErrLength,
 		},
 		"length of 16 bits that needs 7": {
-			func(p *peer) []byte { return append([]byte{0x82, masked(p) | 126, 0, 5, 1, 2, 3, 4}, "hello"...) }, frame.ErrLengthForm,
+			func(p *testPeer) []byte { return append([]byte{0x82, masked(p) | 126, 0, 5, 1, 2, 3, 4}, "hello"...) }, frame.ErrLengthForm,
 		},
 		"length of 64 bits that needs 16": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return append([]byte{0x82, masked(p) | 127, 0, 0, 0, 0, 0, 0, 1, 0}, pattern(0, 260)...)
 			}, frame.ErrLengthForm,
 		},
 		"continuation of nothing": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true}, "x") }, frame.ErrContinuation,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true}, "x") }, frame.ErrContinuation,
 		},
 		"message inside a message": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Text}, "x")
 				return append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "y")...)
 			}, frame.ErrInterleaved,
 		},
 		"RSV without an extension": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, RSV: frame.RSV1, Opcode: frame.Text}, "x") }, frame.ErrRSV,
+			func(p *testPeer) []byte {
+				return p.wire(frame.Header{Fin: true, RSV: frame.RSV1, Opcode: frame.Text}, "x")
+			}, frame.ErrRSV,
 		},
 		"RSV2": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return p.wire(frame.Header{Fin: true, RSV: frame.RSV2, Opcode: frame.Binary}, "x")
 			}, frame.ErrRSV,
 		},
 		"RSV3 on a ping": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, RSV: frame.RSV3, Opcode: frame.Ping}, "x") }, frame.ErrRSV,
+			func(p *testPeer) []byte {
+				return p.wire(frame.Header{Fin: true, RSV: frame.RSV3, Opcode: frame.Ping}, "x")
+			}, frame.ErrRSV,
 		},
 		"Close with half a code": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03") }, frame.ErrClose,
 		},
 		"Close with a code that may not be sent": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xee") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xee") }, frame.ErrClose,
 		},
 		"Close with code 0": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x00\x00") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x00\x00") }, frame.ErrClose,
 		},
 		"Close with code 5000": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x13\x88") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x13\x88") }, frame.ErrClose,
 		},
 		"Close with code 65535": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\xff\xff") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\xff\xff") }, frame.ErrClose,
 		},
 		"Close whose reason is not text": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe8\xff") }, frame.ErrClose,
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x03\xe8\xff") }, frame.ErrClose,
 		},
 		"an HTTP request": {
-			func(p *peer) []byte { return []byte("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n") }, "",
+			func(p *testPeer) []byte { return []byte("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n") }, "",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -207,11 +211,11 @@ func TestTerminatingRelayMasksAfresh(t *testing.T) {
 
 // What comes behind a Close frame, in the same segment, is nobody's: neither a message, nor a violation, nor a request.
 func TestNothingPassesBehindAClose(t *testing.T) {
-	for name, behind := range map[string]func(*peer) []byte{
-		"a message":       func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "x") },
-		"another Close":   func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x0f\xa0") },
-		"a violation":     func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") },
-		"an HTTP request": func(*peer) []byte { return []byte("GET / HTTP/1.1\r\n\r\n") },
+	for name, behind := range map[string]func(*testPeer) []byte{
+		"a message":       func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Text}, "x") },
+		"another Close":   func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Close}, "\x0f\xa0") },
+		"a violation":     func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: 0x3}, "x") },
+		"an HTTP request": func(*testPeer) []byte { return []byte("GET / HTTP/1.1\r\n\r\n") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, e engine) {
@@ -241,30 +245,30 @@ func TestNothingPassesBehindAClose(t *testing.T) {
 func TestLargestMessage(t *testing.T) {
 	const largest = 1000
 	for name, test := range map[string]struct {
-		within, beyond func(*peer) []byte
+		within, beyond func(*testPeer) []byte
 	}{
 		"one frame": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, strings.Repeat("x", largest))
 			},
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, strings.Repeat("x", largest+1))[:14]
 			},
 		},
 		"over its fragments": {
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Binary}, strings.Repeat("x", largest-1))
 				b = append(b, p.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "not of the message")...)
 				return append(b, p.wire(frame.Header{Fin: true}, "x")...)
 			},
-			func(p *peer) []byte {
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Binary}, strings.Repeat("x", largest-1))
 				return append(b, p.wire(frame.Header{Fin: true}, "xx")...)
 			},
 		},
 		"length near the largest number": {
-			func(p *peer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, "") },
-			func(p *peer) []byte {
+			func(p *testPeer) []byte { return p.wire(frame.Header{Fin: true, Opcode: frame.Binary}, "") },
+			func(p *testPeer) []byte {
 				b := p.wire(frame.Header{Opcode: frame.Binary}, "x")
 				h := frame.Header{Fin: true, Masked: p.role == frame.Client, Length: 1<<63 - 1}
 				return h.Append(b)
@@ -404,7 +408,7 @@ func TestHostileNeighbour(t *testing.T) {
 }
 
 // exchange sends messages and reads them back.
-func exchange(p *peer, messages int) error {
+func exchange(p *testPeer, messages int) error {
 	for i := range messages {
 		want := pattern(int64(i), 1000+i)
 		if _, err := p.conn.Write(appendBulk(nil, p.role, frame.Header{Fin: true, Opcode: frame.Binary}, want)); err != nil {
@@ -422,7 +426,7 @@ func exchange(p *peer, messages int) error {
 }
 
 // flood writes the same again and again until that fails.
-func flood(p *peer, b []byte) {
+func flood(p *testPeer, b []byte) {
 	for {
 		if _, err := p.conn.Write(b); err != nil {
 			return
