@@ -26,7 +26,7 @@
 // (loopFull), or to the one with the fewest, and nobody else touches it; what comes from outside (a
 // new session, a drain) goes through the loop's mailbox, and an eventfd wakes it. A turn is
 // one wait, edge-triggered, for any number of ready descriptors, and for each of them one read, one
-// queryKernel of the policy, and one write to the peer at once. A message thus costs two reads and
+// look of the policy, and one write to the peer at once. A message thus costs two reads and
 // two writes, and a share of a wait. What a peer does not take is kept, and the
 // other side is not read until it has gone: that is all the buffering there is. Timers
 // are one coarse wheel to each loop (wheel.go); they fire up to 50 ms late.

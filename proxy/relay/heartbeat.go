@@ -70,7 +70,7 @@ func (p *policy) heartbeat(s side, now moment) {
 
 // writeDeadline is until when side s, which takes nothing, may go on so. No ping can
 // be written to it. If it is silent, too, it has as long as it would have to answer one; if it
-// role, or is not listened to, as long as it might also have been silent.
+// speaks, or is not listened to, as long as it might also have been silent.
 func (p *policy) writeDeadline(s side) moment {
 	e := &p.peers[s]
 	until := e.writing.progress + p.pingInterval + p.pongTimeout

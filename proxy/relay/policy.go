@@ -35,8 +35,8 @@ func (s side) role() frame.Role {
 // policy is what a session does, and when: it follows the frames of both
 // directions, counts and limits them, keeps the heartbeat, and brings the
 // session to an end. It does no I/O and has no clock. An engine shows it bytes
-// as they arrive (receive, transmit), tells it what became of them (written,
-// eof, lost) and calls tick when wake has come; it asks for frames to insert
+// as they arrive (receive, transmit), tells it what became of them (endWrite,
+// eof, readFailed) and calls tick when wake has come; it asks for frames to insert
 // (insertion), and which sides to half-close (takeFIN) and to close (gone).
 // Before a peer is given up the policy asks it for what the kernel knows (delivery).
 //
@@ -150,7 +150,7 @@ func (p *policy) takePartial(s side, buf []byte) int {
 }
 
 // receive takes bytes that came from side s. It returns out, what is to be
-// endWrite to the other side, and rest, which must be shown to it again after
+// written to the other side, and rest, which must be shown to it again after
 // out, and then what insertion gives, have been handed over, and s is not
 // held any more. Both alias b, which is overwritten.
 //
@@ -393,7 +393,7 @@ func (p *policy) insertion(s side, b []byte, now moment) []byte {
 }
 
 // beginWrite notes that bytes for side s are on their way. Until they are
-// endWrite the other side is not listened to, and its deadline stands still.
+// written the other side is not listened to, and its deadline stands still.
 func (p *policy) beginWrite(s side, now moment) {
 	e, o := &p.peers[s], &p.peers[s.other()]
 	if e.writing.pending {

@@ -42,7 +42,7 @@ type scriptPeer struct {
 	gone   bool     // its connection is closed
 
 	// Terminating only: what the library has read from it and not yet
-	// endWrite, and what it would write to it.
+	// written, and what it would write to it.
 	library []byte
 	writing []byte
 }
@@ -263,7 +263,7 @@ func (s *script) pass(from side, b []byte) {
 }
 
 // carryOver plays the terminating library: a message that has come whole is
-// endWrite to the other side, in a frame of its own.
+// written to the other side, in a frame of its own.
 func (s *script) carryOver(from side) {
 	s.t.Helper()
 	p, to := &s.peers[from], from.other()
