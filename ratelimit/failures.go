@@ -46,7 +46,7 @@ type calls struct {
 
 // Attempt is the leave to try one credential. It must be ended: by Charge if
 // the credential was refused, by Release if it was accepted or nobody knows,
-// because the verifier did not answer or the client went away. The first of the
+// because the verifier did not answer. A client that goes away ends no attempt. The first of the
 // two counts and later calls do nothing, so that Release can be deferred.
 type Attempt struct {
 	failures *failures    // nil: there is no limit to account to
