@@ -78,8 +78,9 @@ type wire struct {
 	unread []byte
 }
 
-func (w *wire) SetDeadline(time.Time) error { return nil }
-func (w *wire) Close() error                { return nil }
+func (w *wire) SetDeadline(time.Time) error     { return nil }
+func (w *wire) SetReadDeadline(time.Time) error { return nil }
+func (w *wire) Close() error                    { return nil }
 
 func (w *wire) Write(p []byte) (int, error) {
 	w.unread = w.answer(p)
