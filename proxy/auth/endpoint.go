@@ -3,7 +3,6 @@ package auth
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -68,9 +67,10 @@ func (e *endpoint) verify(ctx context.Context, c Credential) (Decision, error) {
 	case e.byStatus || a.status != http.StatusOK:
 		return Decision{}, a.unavailable()
 	case string(bytes.Trim(a.body, " \t\r\n")) != "1":
-		if json.Valid(a.body) {
+		if bytes.HasPrefix(bytes.TrimLeft(a.body, " \t\r\n"), []byte("{")) { // 0 and false are JSON too, and a no
 			e.hint.Do(func() {
-				e.log.Warn("the token endpoint answers 200 with JSON, which is no yes: its body must be 1, unless AUTH_ACCEPT=2xx says that the status decides")
+				e.log.Warn("the token endpoint answers 200 with JSON, which accepts nobody: only the body 1 does. " +
+					"If its 200 always means yes, set AUTH_ACCEPT=2xx, with which the status alone decides")
 			})
 		}
 		return refused("status 200 with a body other than 1")

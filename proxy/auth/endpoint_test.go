@@ -546,6 +546,9 @@ func TestEndpointOfJSONIsHintedAtOnce(t *testing.T) {
 	}{
 		{"JSON", "one", `{"active":true}`, 1},
 		{"a text", "one", "OK", 0},
+		// Whoever followed the hint there would let everybody in.
+		{"a no", "one", "0", 0},
+		{"a no in JSON", "one", "false", 0},
 		{"a yes", "one", "1", 0},
 		{"JSON that nobody looks at", "2xx", `{"active":true}`, 0},
 	} {
