@@ -121,13 +121,14 @@ func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
 		return Decision{}, err
 	}
 	for _, name := range f.copied {
-		values := slices.DeleteFunc(slices.Clone(a.header[name]), func(v string) bool { return !fitsHeader(v) })
-		if len(values) > 0 {
-			if d.Headers == nil {
-				d.Headers = http.Header{}
-			}
-			d.Headers[name] = values
+		values := a.header[name]
+		if len(values) == 0 || slices.ContainsFunc(values, func(v string) bool { return !fitsHeader(v) }) {
+			continue // whole or not at all, as a claim is: see headerValue
 		}
+		if d.Headers == nil {
+			d.Headers = http.Header{}
+		}
+		d.Headers[name] = values
 	}
 	return d, nil
 }
