@@ -119,7 +119,8 @@ func New(c Config) (*Auth, error) {
 	case modeNone:
 		a.places = nil
 	default:
-		mistakes = append(mistakes[:3], mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none"))
+		wrong := mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none")
+		mistakes = append(mistakes[:3], wrong, c.forms()) // which settings are foreign nobody knows
 	}
 	if err := errors.Join(mistakes...); err != nil {
 		a.Close()

@@ -51,6 +51,22 @@ func TestNewRefuses(t *testing.T) {
 			`AUTH_TIMEOUT: "0s" is not a time to wait`,
 			`AUTH_URL: "" names no endpoint`,
 		}},
+		{"all mistakes at once, whatever the mode", Config{
+			Mode: "endpont", URL: "auth.internal", Timeout: time.Second, Accept: "3xx", Method: "PUT", ClientSecret: "a secret", CAFile: "/nowhere",
+			JWTSecret: "secret", JWKSURL: "keys.internal", Issuer: "https://issuer.example/.well-known/openid-configuration",
+			Audience: []string{"chat", "*"}, Require: []string{"admin"}, CacheTTL: -1, TokenFrom: []string{"body:token"},
+			Forward: []string{"sub"}, CopyHeaders: []string{"Host"},
+		}, []string{
+			`AUTH_TOKEN_FROM: "body:token" is not a place`, `AUTH_FORWARD: "sub" is not a pair`, `AUTH_COPY_HEADERS: "Host" is no header`,
+			`AUTH_CACHE_TTL: "-1ns" is negative`, `AUTH_MODE: "endpont" is not a mode`, `AUTH_ACCEPT: "3xx" is no way`, `AUTH_METHOD: "PUT" is no method`,
+			`AUTH_ISSUER: "https://issuer.example/.well-known/openid-configuration" is where`, `AUTH_URL: "auth.internal" is not an http`,
+			`AUTH_JWKS_URL: "keys.internal" is not an http`, `AUTH_CA_FILE: "/nowhere" cannot be read`, `AUTH_CLIENT_SECRET: "***" cannot be sent`,
+			`AUTH_JWT_SECRET: "***" has 6 bytes`, `AUTH_AUDIENCE: "chat,*" mixes`, `AUTH_REQUIRE: "admin" demands nothing`,
+		}},
+		// It answers 200 in JSON to whatever it is asked: with AUTH_ACCEPT=2xx everybody would be let in.
+		{"a discovery document", at("https://issuer.example/.well-known/openid-configuration?key=secret"), []string{
+			`AUTH_URL: "https://issuer.example/.well-known/openid-configuration?…" is a discovery document`,
+		}},
 		{"no place", place(), []string{`AUTH_TOKEN_FROM: "" leaves no place`}},
 		{"a place without a name", place("query:"), []string{`AUTH_TOKEN_FROM: "query:" is not a place`}},
 		{"a header name that is none", place("header:X Token"), []string{`AUTH_TOKEN_FROM: "header:X Token" is not a place`}},

@@ -87,12 +87,17 @@ func (c *Config) checkTLSUse(name string, u *url.URL) error {
 	if u == nil || u.Scheme == "https" {
 		return nil
 	}
+	return c.withoutTLS("has no effect without TLS; want it unset, or an https " + name)
+}
+
+// withoutTLS returns a mistake for each setting of TLS that is set.
+func (c *Config) withoutTLS(wrong string) error {
 	var mistakes []error
 	for _, file := range []struct{ name, path string }{
 		{"AUTH_CA_FILE", c.CAFile}, {"AUTH_CERT_FILE", c.CertFile}, {"AUTH_KEY_FILE", c.KeyFile},
 	} {
 		if file.path != "" {
-			mistakes = append(mistakes, mistake(file.name, file.path, "has no effect without TLS; want it unset, or an https "+name))
+			mistakes = append(mistakes, mistake(file.name, file.path, wrong))
 		}
 	}
 	return errors.Join(mistakes...)
@@ -171,6 +176,8 @@ func parseURL(name, raw string) (*url.URL, error) {
 		return wrong("has user information")
 	case strings.Contains(raw, "#"):
 		return wrong("has a fragment")
+	case name != "AUTH_ISSUER" && isDiscovery(u.Path): // checkIssuer tells of that one
+		return wrong("is a discovery document, which only says where others are")
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	switch {
@@ -181,6 +188,12 @@ func parseURL(name, raw string) (*url.URL, error) {
 		return wrong("has a token parameter of its own")
 	}
 	return u, nil
+}
+
+// isDiscovery reports whether path is where the metadata of an authorization
+// server are: OpenID Connect Discovery 1.0 section 4, RFC 8414 section 3.
+func isDiscovery(path string) bool {
+	return strings.Contains(path, discoveryPath) || strings.Contains(path, "/.well-known/oauth-authorization-server")
 }
 
 // maskURL hides what may be secret in a URL that is wrong, and so may not parse:

@@ -152,6 +152,24 @@ func (c *Config) foreign() error {
 	return errors.Join(mistakes...)
 }
 
+// forms returns a mistake for each setting that is wrong in every mode that has
+// it, for where AUTH_MODE names none: they are told with that one, not after it.
+func (c *Config) forms() error {
+	mistakes := []error{c.checkQuestion(), c.checkIssuer()}
+	for _, s := range []struct{ name, url string }{{"AUTH_URL", c.URL}, {"AUTH_JWKS_URL", c.JWKSURL}} {
+		if s.url != "" {
+			_, err := parseURL(s.name, s.url)
+			mistakes = append(mistakes, err)
+		}
+	}
+	_, filesErr := c.tlsConfig()
+	_, credentialErr := c.authorization()
+	_, _, keyErr := c.signingKey()
+	_, audienceErr := c.audience()
+	_, rulesErr := newClaimRules(c)
+	return errors.Join(append(mistakes, filesErr, credentialErr, keyErr, audienceErr, rulesErr)...)
+}
+
 // numbers returns a mistake for each duration and number that makes no sense.
 func (c *Config) numbers() error {
 	var mistakes []error

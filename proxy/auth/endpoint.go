@@ -25,8 +25,8 @@ type endpoint struct {
 	hint     sync.Once // that AUTH_ACCEPT may be meant to be 2xx
 }
 
-// newEndpoint returns an error of one line for each mistake.
-func newEndpoint(c *Config) (*endpoint, error) {
+// checkQuestion checks AUTH_ACCEPT and AUTH_METHOD.
+func (c *Config) checkQuestion() error {
 	var acceptErr, methodErr error
 	switch c.Accept {
 	case "", "one", "2xx":
@@ -38,8 +38,13 @@ func newEndpoint(c *Config) (*endpoint, error) {
 	default:
 		methodErr = mistake("AUTH_METHOD", c.Method, "is no method to ask by; want GET or POST")
 	}
+	return errors.Join(acceptErr, methodErr)
+}
+
+// newEndpoint returns an error of one line for each mistake.
+func newEndpoint(c *Config) (*endpoint, error) {
 	caller, err := newClient(c)
-	if err := errors.Join(err, acceptErr, methodErr); err != nil {
+	if err := errors.Join(err, c.checkQuestion()); err != nil {
 		return nil, err
 	}
 	e := &endpoint{client: caller, byPost: c.Method == http.MethodPost, byStatus: c.Accept == "2xx", log: c.Logger}

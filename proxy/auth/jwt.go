@@ -78,13 +78,19 @@ func (c *Config) checkSource() error {
 	if c.published() && len(c.Audience) == 0 {
 		note("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any")
 	}
-	if strings.HasSuffix(strings.TrimSuffix(c.Issuer, "/"), discoveryPath) {
-		note("AUTH_ISSUER", maskURL(c.Issuer), "is where the issuer's document is; want the issuer, as in iss, without "+discoveryPath)
-	}
-	if !c.published() && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "") {
-		note("AUTH_CA_FILE", c.CAFile, "and a client certificate have no effect without a URL for keys; want them unset")
+	mistakes = append(mistakes, c.checkIssuer())
+	if !c.published() {
+		mistakes = append(mistakes, c.withoutTLS("has no effect without a URL for keys; want it unset"))
 	}
 	return errors.Join(mistakes...)
+}
+
+// checkIssuer returns a mistake for an AUTH_ISSUER that is its own document's URL.
+func (c *Config) checkIssuer() error {
+	if !isDiscovery(c.Issuer) {
+		return nil
+	}
+	return mistake("AUTH_ISSUER", maskURL(c.Issuer), "is where the issuer's document is; want the issuer, as in iss, without /.well-known/…")
 }
 
 // keyTransport is what keys are fetched by; nil when they are not.

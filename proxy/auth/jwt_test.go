@@ -252,6 +252,16 @@ func TestNewJWTRefuses(t *testing.T) {
 		{"a CA without a URL", func(c *Config) { c.JWTSecret, c.CAFile = hmacSecret, rsaFile }, []string{`AUTH_CA_FILE: `}},
 		{"a CA file without one", func(c *Config) { c.JWKSURL, c.Audience, c.CAFile = "https://a.example", []string{"*"}, rsaFile },
 			[]string{`AUTH_CA_FILE: "` + rsaFile + `" holds no certificate`}},
+		{"a certificate without a URL", func(c *Config) { c.JWTSecret, c.CertFile, c.KeyFile = hmacSecret, "c", "k" },
+			[]string{`AUTH_CERT_FILE: "c" has no effect without a URL`, `AUTH_KEY_FILE: "k" has no effect without a URL`}},
+		{"a discovery document of RFC 8414 as the issuer", func(c *Config) {
+			c.JWTSecret, c.Issuer = hmacSecret, "https://a.example/.well-known/oauth-authorization-server/x?k=hunter2"
+		},
+			[]string{`AUTH_ISSUER: "https://a.example/.well-known/oauth-authorization-server/x?…" is where`}},
+		{"a discovery document as the keys", func(c *Config) {
+			c.JWKSURL, c.Audience = "https://a.example/.well-known/openid-configuration", []string{"*"}
+		},
+			[]string{`AUTH_JWKS_URL: "https://a.example/.well-known/openid-configuration" is a discovery document`}},
 		{"a negative leeway", func(c *Config) { c.JWTSecret, c.JWTLeeway = hmacSecret, -1 }, []string{`AUTH_JWT_LEEWAY: "-1ns" is negative`}},
 		{"no time", func(c *Config) { c.JWTSecret, c.Timeout = hmacSecret, 0 }, []string{`AUTH_TIMEOUT: "0s" is not a time`}},
 		{"requirements that are none", func(c *Config) {
