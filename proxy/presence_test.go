@@ -1,15 +1,18 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"testing"
 	"time"
 
 	"portcullis/proxy/frame"
+	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
 
@@ -172,48 +175,67 @@ func TestGoneClientHoldsNothing(t *testing.T) {
 	}
 }
 
-// Who could guess and hang up would guess for nothing: the verifier is asked to the end, and what it says is charged.
-func TestGuessOfAClientThatLeavesIsCharged(t *testing.T) {
+// Who could guess and hang up would guess for nothing: the verifier is asked to the end, and what it says is charged. What is no
+// refusal is not, and clients that leave before AUTH_TIMEOUT do not hide that the service is the one at fault.
+func TestGuessOfAClientThatLeaves(t *testing.T) {
 	for _, tt := range []struct {
-		name  string
-		edit  func(*Config)
-		guess func(t *testing.T, g *testGate, conn net.Conn)
+		name    string
+		edit    func(*Config)
+		raw     string
+		first   string // the first message; "": none
+		answer  http.HandlerFunc
+		reason  refusal.Reason
+		charged bool
 	}{
-		{"in the query", func(*Config) {}, func(_ *testing.T, _ *testGate, conn net.Conn) {
-			io.WriteString(conn, handshake("/?token=bad"))
-		}},
-		{"as the first message", firstMessages(), func(t *testing.T, _ *testGate, conn net.Conn) {
-			io.WriteString(conn, handshake("/"))
-			readAnswer(t, conn)
-			io.WriteString(conn, text("bad"))
-		}},
-		{"for a ticket", exchanging, func(_ *testing.T, _ *testGate, conn net.Conn) {
-			io.WriteString(conn, post("/.portcullis/ticket", "bad"))
-		}},
+		{"in the query", nil, handshake("/?token=bad"), "", status(401), refusal.TokenRefused, true},
+		{"as the first message", firstMessages(), handshake("/"), text("bad"), status(401), refusal.TokenRefused, true},
+		{"for a ticket", exchanging, post("/.portcullis/ticket", "bad"), "", status(401), refusal.TokenRefused, true},
+		{"for a renewal", exchanging, post("/.portcullis/session", "bad"), "", status(401), refusal.TokenRefused, true},
+		{"a token that is good", nil, handshake("/?token=bad"), "", accepts("Alice", 0), refusal.ClientGone, false},
+		{"a service that does not work", nil, handshake("/?token=bad"), "", status(500), refusal.AuthUnavailable, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			asked, answer := make(chan struct{}), make(chan struct{})
-			verifier := newTeller(t, func(w http.ResponseWriter, _ *http.Request) {
-				asked <- struct{}{}
-				<-answer
-				w.WriteHeader(http.StatusUnauthorized)
+			asked, left := make(chan struct{}), make(chan struct{}, 1)
+			verifier := newTeller(t, func(w http.ResponseWriter, r *http.Request) {
+				close(asked)
+				<-left
+				tt.answer(w, r)
 			})
 			g := newGate(t, newBackend(t, nil).url, func(c *Config) {
-				tt.edit(c)
+				if tt.edit != nil {
+					tt.edit(c)
+				}
 				c.Auth.URL, c.Auth.Timeout = verifier.url, time.Minute
 				c.Limits.AuthFailuresPerIP = ratelimit.Rate{N: 1, Per: time.Hour}
+				serve := c.Front.Handler
+				c.Front.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if tt.first == "" {
+						context.AfterFunc(r.Context(), func() { left <- struct{}{} })
+					}
+					serve.ServeHTTP(w, r)
+				})
 			})
 			conn := g.dial(t)
-			tt.guess(t, g, conn)
+			io.WriteString(conn, tt.raw)
+			if tt.first != "" {
+				readAnswer(t, conn)
+				io.WriteString(conn, tt.first)
+			}
 			<-asked
 			conn.(*net.TCPConn).SetLinger(0)
 			conn.Close()
-			if !held(conn) { // the gate has had time to find out
-				close(answer)
+			if tt.first != "" { // nobody watches a socket whose token is being verified
+				left <- struct{}{}
 			}
-			g.journal.next(t, "refused")
-			if a := g.send(t, handshake("/?token=good")); a.StatusCode != http.StatusTooManyRequests {
-				t.Errorf("the next guess: got %d, want 429", a.StatusCode)
+			if line := g.journal.next(t, "refused"); line["reason"] != string(tt.reason) {
+				t.Errorf("reason: got %v, want %s", line["reason"], tt.reason)
+			}
+			if err := g.waitAllReleased(); err != nil {
+				t.Error(err)
+			}
+			address := ratelimit.AddressKey(netip.MustParseAddr("127.0.0.1"))
+			if _, left := g.limits.FailuresLeft(address, time.Now()); left == tt.charged {
+				t.Errorf("charged: got %t, want %t", !left, tt.charged)
 			}
 		})
 	}

@@ -144,17 +144,17 @@ func (g *Gate) tokenRefusal(r *Request, err error) *refusal.Refusal {
 	if errors.Is(err, auth.ErrConflict) {
 		return &refusal.Refusal{Reason: refusal.TokenConflict, Header: refusal.Challenge("invalid_request")}
 	}
-	if g.Base.Err() != nil || r.HTTP.Context().Err() != nil {
-		return g.contextRefusal(err)
-	}
 	if Exhausted(err) {
 		return &refusal.Refusal{Reason: refusal.Overload, Err: err}
 	}
-	no := &refusal.Refusal{Reason: refusal.AuthUnavailable, Err: err} // any other error means: not accepted
+	// Before the client's leaving: clients that do not wait for AUTH_TIMEOUT must not hide a service that hangs.
 	if unavailable, ok := errors.AsType[*auth.UnavailableError](err); ok {
-		no.RetryAfter = unavailable.RetryAfter
+		return &refusal.Refusal{Reason: refusal.AuthUnavailable, Err: err, RetryAfter: unavailable.RetryAfter}
 	}
-	return no
+	if g.Base.Err() != nil || r.HTTP.Context().Err() != nil {
+		return g.contextRefusal(err)
+	}
+	return &refusal.Refusal{Reason: refusal.AuthUnavailable, Err: err} // any other error means: not accepted
 }
 
 // contextRefusal is the refusal of a request whose context has ended: because the gate closes, or the client went away.
