@@ -30,11 +30,29 @@ func (p *testPeer) answerPings() (f received, pings int, err error) {
 
 // reads tells what a peer reads in the background, pings aside, which it answers.
 func (p *testPeer) reads() <-chan string {
+	return namesOf(func() (received, error) {
+		f, _, err := p.answerPings()
+		return f, err
+	})
+}
+
+// readsOnly is reads of a peer that answers no ping: one whose other writes never end is
+// alive without, and its pong might wait behind them for ever.
+func (p *testPeer) readsOnly() <-chan string {
+	return namesOf(func() (f received, err error) {
+		for f.Opcode = frame.Ping; err == nil && f.Opcode == frame.Ping; {
+			f, err = p.read()
+		}
+		return f, err
+	})
+}
+
+func namesOf(read func() (received, error)) <-chan string {
 	names := make(chan string, 100)
 	go func() {
 		defer close(names)
 		for {
-			f, _, err := p.answerPings()
+			f, err := read()
 			if err != nil {
 				return
 			}
@@ -104,13 +122,14 @@ func TestPongsToOurPingsAreSwallowed(t *testing.T) {
 func TestSilentPeer(t *testing.T) {
 	t.Parallel()
 	const interval = 50 * time.Millisecond
-	for name, meanwhile := range map[string]func(other *testPeer){
-		"and the other as well": func(*testPeer) {},
-		"and the other speaks without a pause": func(other *testPeer) {
+	for name, meanwhile := range map[string]func(other *testPeer) (reads <-chan string){
+		"and the other only answers": (*testPeer).reads,
+		"and the other speaks without a pause": func(other *testPeer) <-chan string {
 			b := other.wire(frame.Header{Fin: true, Opcode: frame.Binary}, string(pattern(0, 5000)))
 			go flood(other, b)
+			return other.readsOnly()
 		},
-		"and the other pings it": func(other *testPeer) {
+		"and the other pings it": func(other *testPeer) <-chan string {
 			b := other.wire(frame.Header{Fin: true, Opcode: frame.Ping}, "anybody there?")
 			go func() { // often, and yet no flood
 				for every := time.Tick(5 * time.Millisecond); ; <-every {
@@ -119,6 +138,7 @@ func TestSilentPeer(t *testing.T) {
 					}
 				}
 			}()
+			return other.reads()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,8 +155,7 @@ func TestSilentPeer(t *testing.T) {
 					if silent == upstream {
 						mute, other, farewell = other, mute, "close 1011 upstream does not answer"
 					}
-					fromMute := other.reads()
-					meanwhile(other)
+					fromMute := meanwhile(other)
 					for {
 						f, err := mute.read()
 						if err != nil {
