@@ -4,7 +4,7 @@
 // asked about again shortly before that time is over, and ends the session
 // when the answer is no, when there is nobody to answer for too long, or when the
 // credential itself has run out. It knows times and answers; what is asked, and what
-// ending means, are functions of the caller's.
+// ending means, is for the lease's [Holder].
 package lease
 
 import (
@@ -34,7 +34,7 @@ type Config struct {
 	PerSecond int
 }
 
-// ErrRefused is what Ask returns, wrapped or not, for a no. Any other error
+// ErrRefused is what VerifyAgain returns, wrapped or not, for a no. Any other error
 // means that there was no answer.
 var ErrRefused = errors.New("credential refused")
 
@@ -45,22 +45,28 @@ type Terms struct {
 	Final   bool      // to ask again about the same credential would say nothing new
 }
 
-// Why says why a lease ended.
-type Why int
+// EndReason says why a lease ended.
+type EndReason int
 
 const (
-	Expired     Why = iota // the credential, or the answer, ran out
-	Revoked                // the verifier said no
-	Unavailable            // nobody could say, for longer than Stale
+	Expired     EndReason = iota // the credential, or the answer, ran out
+	Revoked                      // the verifier said no
+	Unavailable                  // nobody could say, for longer than Stale
 )
 
-// Lease is one session's. Ask and End are set before Hold; they are called in a
-// goroutine of their own, never two at once for one lease.
-type Lease struct {
-	Ask func(context.Context) (Terms, error)
-	End func(Why) // at most once
+// Holder is whose a lease is. Its methods are called in a goroutine of their own,
+// never two at once for one lease.
+type Holder interface {
+	// VerifyAgain asks about the credential that the holder has now.
+	VerifyAgain(context.Context) (Terms, error)
+	// LeaseEnded is called at most once, and never after Release has returned, unless it was being called.
+	LeaseEnded(EndReason)
+}
 
+// Lease is one session's.
+type Lease struct {
 	// Guarded by the keeper's mu.
+	holder  Holder // nil: it has ended or was released
 	terms   Terms
 	at      time.Time     // when something is to be done, with a monotonic reading
 	grace   time.Time     // by when the first question about the terms has its answer; until then the lack of one ends nothing
@@ -80,24 +86,24 @@ type Keeper struct {
 
 	began time.Time // with both clocks
 
-	mu    sync.Mutex    // guards what follows
-	moved time.Duration // by how much the wall clock has been set or the machine has slept since began
-	queue queue         // by time
-	due   list.List     // of *Lease that are to be asked about as soon as the pace allows, in the order of their time
-	timer *time.Timer
-	shut  bool
+	mu     sync.Mutex    // guards what follows
+	moved  time.Duration // by how much the wall clock has been set or the machine has slept since began
+	queue  queue         // by time
+	due    list.List     // of *Lease that are to be asked about as soon as the pace allows, in the order of their time
+	timer  *time.Timer
+	closed bool
 }
 
 const (
-	// retry is how long after a question without an answer the next is asked.
-	retry = time.Second
-	// pause is how long the pace is given to allow more questions.
-	pause = time.Second / 10
-	// glance is how often the wall clock is looked at at least: it may be set, or the machine may have slept, and a credential
+	// retryInterval is how long after a question without an answer the next is asked.
+	retryInterval = time.Second
+	// paceInterval is how long the pace is given to allow more questions.
+	paceInterval = time.Second / 10
+	// maxSleep is how often the wall clock is looked at at least: it may be set, or the machine may have slept, and a credential
 	// runs out by that clock.
-	glance = 10 * time.Second
-	// step is by how much it must have moved against the monotonic clock to matter: NTP slews by less than 1 ms a second.
-	step = time.Second
+	maxSleep = 10 * time.Second
+	// clockStep is by how much it must have moved against the monotonic clock to matter: NTP slews by less than 1 ms a second.
+	clockStep = time.Second
 )
 
 // New returns a Keeper without leases.
@@ -113,7 +119,7 @@ func New(c Config) *Keeper {
 // Close forgets all leases, without ending them, and waits for the questions under way.
 func (k *Keeper) Close() {
 	k.mu.Lock()
-	k.shut = true
+	k.closed = true
 	k.timer.Stop()
 	for _, l := range k.queue {
 		l.index = -1 // it may yet be released
@@ -129,33 +135,32 @@ func (k *Keeper) Close() {
 
 // Hold watches over a lease from now on, until it is released. A lease without an
 // end that is not to be rechecked costs nothing.
-func (k *Keeper) Hold(l *Lease, t Terms) {
+func (k *Keeper) Hold(l *Lease, h Holder, t Terms) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l.index = -1
+	l.holder, l.index = h, -1
 	k.hold(l, t, time.Now())
 }
 
-// Renew replaces the terms of a lease that is held: the session has shown
-// another credential, about which ask is to ask from now on. It reports whether
-// the lease was still held: one that has ended or was released is not renewed.
-func (k *Keeper) Renew(l *Lease, t Terms, ask func(context.Context) (Terms, error)) bool {
+// Renew replaces the terms of a lease that is held: its holder has another
+// credential by now. It reports whether the lease was still held: one that has
+// ended or was released is not renewed.
+func (k *Keeper) Renew(l *Lease, t Terms) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if l.End == nil || k.shut {
+	if l.holder == nil || k.closed {
 		return false
 	}
-	l.Ask, l.renewed = ask, l.asking
+	l.renewed = l.asking
 	k.hold(l, t, time.Now())
 	return true
 }
 
-// Release forgets a lease: its session is over. End will not be called any
-// more, unless it is being called.
+// Release forgets a lease: its session is over.
 func (k *Keeper) Release(l *Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l.End = nil
+	l.holder = nil
 	k.remove(l)
 }
 
@@ -176,7 +181,7 @@ func (k *Keeper) hold(l *Lease, t Terms, now time.Time) {
 	l.terms = t
 	k.remove(l)
 	at := k.config.next(t, now)
-	if at.IsZero() || k.shut || l.End == nil {
+	if at.IsZero() || k.closed || l.holder == nil {
 		return
 	}
 	l.grace = at.Add(k.config.Timeout)
@@ -200,7 +205,7 @@ func steady(t, now time.Time) time.Time { return now.Add(t.Sub(now)) }
 // followClock moves the leases whose credential, by a wall clock that has been set, ends sooner than it was scheduled.
 func (k *Keeper) followClock(now time.Time) {
 	moved := now.Round(0).Sub(k.began.Round(0)) - now.Sub(k.began)
-	if (moved - k.moved).Abs() < step {
+	if (moved - k.moved).Abs() < clockStep {
 		return
 	}
 	k.moved = moved
@@ -216,12 +221,12 @@ func (k *Keeper) followClock(now time.Time) {
 
 // rearm has wake run when there is something to do.
 func (k *Keeper) rearm(now time.Time) {
-	wait := glance
+	wait := maxSleep
 	if len(k.queue) > 0 {
 		wait = min(wait, k.queue[0].at.Sub(now))
 	}
 	if k.due.Len() > 0 {
-		wait = min(wait, pause)
+		wait = min(wait, paceInterval)
 	}
 	if len(k.queue) > 0 || k.due.Len() > 0 {
 		k.timer.Reset(wait)
@@ -238,7 +243,7 @@ func (k *Keeper) remove(l *Lease) {
 	}
 }
 
-// next is when a lease with fresh terms is to be looked at next; zero: never.
+// next is when there is next something to do about a lease with fresh terms; zero: never.
 //
 // It is asked about early enough for a question to time out before its time is
 // over, and earlier still by a random part of an eighth of it, so that leases given
@@ -258,7 +263,7 @@ func (c *Config) next(t Terms, now time.Time) (at time.Time) {
 	ask := lifetime - c.Timeout - time.Duration(rand.Int64N(int64(max(lifetime/8, 1))))
 	ask = max(ask, lifetime*3/4)
 	if lifetime <= 0 && (t.Expires.IsZero() || now.Before(t.Expires)) {
-		ask = retry // a yes that is over as it comes would be asked for without a pause
+		ask = retryInterval // a yes that is over as it comes would be asked for without a pause
 	}
 	if c.Recheck > 0 {
 		ask = min(ask, jittered(c.Recheck))
@@ -283,7 +288,7 @@ func (t Terms) End() time.Time {
 // limit is when a lease ends if nobody answers any more, and why; zero: never.
 // That is not before grace: an answer may come to a session with little of its
 // time left, and for the verifier's being slow it is not to be ended.
-func (c *Config) limit(t Terms, grace time.Time) (time.Time, Why) {
+func (c *Config) limit(t Terms, grace time.Time) (time.Time, EndReason) {
 	if t.Until.IsZero() && t.Expires.IsZero() {
 		return time.Time{}, Unavailable
 	}
@@ -309,7 +314,7 @@ func (k *Keeper) wake() {
 	defer k.mu.Unlock()
 	now := time.Now()
 	k.followClock(now)
-	for len(k.queue) > 0 && !k.shut && !k.queue[0].at.After(now) {
+	for len(k.queue) > 0 && !k.closed && !k.queue[0].at.After(now) {
 		l := heap.Pop(&k.queue).(*Lease)
 		limit, why := k.config.limit(l.terms, l.grace)
 		if !limit.IsZero() && !now.Before(limit) {
@@ -324,39 +329,39 @@ func (k *Keeper) wake() {
 			k.schedule(l, limit) // the answer decides; if it does not come, the limit does
 		}
 	}
-	for k.due.Len() > 0 && !k.shut && k.pace.AllowN(now, 1) {
+	for k.due.Len() > 0 && !k.closed && k.pace.AllowN(now, 1) {
 		l := k.due.Front().Value.(*Lease)
 		k.due.Remove(l.due)
 		l.due = nil
 		k.ask(l)
 	}
-	if !k.shut {
+	if !k.closed {
 		k.rearm(now)
 	}
 }
 
-// end calls End once. The caller holds mu.
-func (k *Keeper) end(l *Lease, why Why) {
-	if end := l.End; end != nil {
-		l.End = nil
-		go end(why)
+// end tells the holder, once. The caller holds mu.
+func (k *Keeper) end(l *Lease, why EndReason) {
+	if h := l.holder; h != nil {
+		l.holder = nil
+		go h.LeaseEnded(why)
 	}
 }
 
 // ask asks about a lease. The caller holds mu.
 func (k *Keeper) ask(l *Lease) {
 	l.asking = true
-	ask := l.Ask
+	holder := l.holder
 	k.running.Go(func() {
 		ctx, cancel := context.WithTimeout(k.context, 2*k.config.Timeout)
 		defer cancel()
-		terms, err := ask(ctx)
+		terms, err := holder.VerifyAgain(ctx)
 
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		renewed := l.renewed
 		l.asking, l.renewed = false, false
-		if l.End == nil || k.shut {
+		if l.holder == nil || k.closed {
 			return
 		}
 		now := time.Now()
@@ -373,7 +378,7 @@ func (k *Keeper) ask(l *Lease) {
 		case err != nil:
 			k.remove(l)
 			l.grace = time.Time{}
-			at := now.Add(jittered(retry))
+			at := now.Add(jittered(retryInterval))
 			if limit, _ := k.config.limit(l.terms, l.grace); !limit.IsZero() && limit.Before(at) {
 				at = limit
 			}

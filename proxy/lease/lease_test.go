@@ -14,6 +14,28 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// holder is a Holder of two functions. Without ask every answer is an open-ended yes; without end an end is a mistake.
+type holder struct {
+	t   *testing.T
+	ask func(context.Context) (Terms, error)
+	end func(EndReason)
+}
+
+func (h *holder) VerifyAgain(ctx context.Context) (Terms, error) {
+	if h.ask == nil {
+		return Terms{}, nil
+	}
+	return h.ask(ctx)
+}
+
+func (h *holder) LeaseEnded(why EndReason) {
+	if h.end == nil {
+		h.t.Errorf("ended: %v", why)
+		return
+	}
+	h.end(why)
+}
+
 // verifier answers questions about one lease, and notes when they came.
 type verifier struct {
 	began  time.Time
@@ -41,7 +63,7 @@ func TestLease(t *testing.T) {
 	unavailable := errors.New("no answer")
 	in := func(d time.Duration) time.Time { return time.Now().Add(d) }
 	type ending struct {
-		why Why
+		why EndReason
 		at  time.Duration
 	}
 	for _, test := range []struct {
@@ -153,13 +175,12 @@ func TestLease(t *testing.T) {
 				defer k.Close()
 				v := &verifier{began: time.Now(), answer: test.answer}
 				var got *ending
-				l := &Lease{Ask: v.ask, End: func(why Why) {
+				k.Hold(new(Lease), &holder{ask: v.ask, end: func(why EndReason) {
 					if got != nil {
 						t.Error("ended twice")
 					}
 					got = &ending{why, time.Since(v.began)}
-				}}
-				k.Hold(l, test.terms())
+				}}, test.terms())
 				elapse(time.Hour)
 				synctest.Wait()
 
@@ -187,18 +208,27 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// refusedOnce answers no to the first question, when answer is closed, and yes to those that follow.
+func refusedOnce(answer <-chan struct{}) func(context.Context) (Terms, error) {
+	var asked atomic.Bool
+	return func(context.Context) (Terms, error) {
+		if asked.Swap(true) {
+			return Terms{}, nil
+		}
+		<-answer
+		return Terms{}, ErrRefused
+	}
+}
+
 func TestRenewedWhileAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := New(Config{Timeout: 3 * time.Second})
 		defer k.Close()
 		answer := make(chan struct{})
-		l := &Lease{
-			Ask: func(context.Context) (Terms, error) { <-answer; return Terms{}, ErrRefused },
-			End: func(why Why) { t.Errorf("ended: %v", why) },
-		}
-		k.Hold(l, Terms{Until: time.Now().Add(8 * time.Second)})
+		l, h := new(Lease), &holder{t: t, ask: refusedOnce(answer)}
+		k.Hold(l, h, Terms{Until: time.Now().Add(8 * time.Second)})
 		elapse(7 * time.Second)
-		k.Renew(l, Terms{Until: time.Now().Add(time.Hour)}, func(context.Context) (Terms, error) { return Terms{}, nil })
+		k.Renew(l, Terms{Until: time.Now().Add(time.Hour)})
 		close(answer) // a no about the old credential
 		elapse(time.Minute)
 		synctest.Wait()
@@ -211,13 +241,10 @@ func TestRenewedForShorterThanTheQuestion(t *testing.T) {
 		k := New(Config{Timeout: 10 * time.Second})
 		defer k.Close()
 		answer := make(chan struct{})
-		l := &Lease{
-			Ask: func(context.Context) (Terms, error) { <-answer; return Terms{}, ErrRefused },
-			End: func(why Why) { t.Errorf("ended: %v", why) },
-		}
-		k.Hold(l, Terms{Until: time.Now().Add(time.Minute)})
+		l, h := new(Lease), &holder{t: t, ask: refusedOnce(answer)}
+		k.Hold(l, h, Terms{Until: time.Now().Add(time.Minute)})
 		elapse(50 * time.Second)
-		k.Renew(l, Terms{Until: time.Now().Add(8 * time.Second)}, func(context.Context) (Terms, error) { return Terms{}, nil })
+		k.Renew(l, Terms{Until: time.Now().Add(8 * time.Second)})
 		elapse(7 * time.Second)
 		close(answer)
 		elapse(time.Minute)
@@ -226,7 +253,6 @@ func TestRenewedForShorterThanTheQuestion(t *testing.T) {
 }
 
 func TestWhatIsOverIsNotRenewed(t *testing.T) {
-	ask := func(context.Context) (Terms, error) { return Terms{}, nil }
 	for _, test := range []struct {
 		name string
 		over func(*Keeper, *Lease)
@@ -241,10 +267,10 @@ func TestWhatIsOverIsNotRenewed(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				k := New(Config{Timeout: time.Second})
 				defer k.Close()
-				l := &Lease{End: func(Why) {}}
-				k.Hold(l, Terms{Expires: time.Now().Add(time.Minute), Final: true})
+				l := new(Lease)
+				k.Hold(l, &holder{end: func(EndReason) {}}, Terms{Expires: time.Now().Add(time.Minute), Final: true})
 				test.over(k, l)
-				if got := k.Renew(l, Terms{}, ask); got != test.want {
+				if got := k.Renew(l, Terms{}); got != test.want {
 					t.Errorf("renewed: got %t, want %t", got, test.want)
 				}
 				k.Release(l) // of whatever is left, at any time
@@ -257,8 +283,8 @@ func TestReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := New(Config{Timeout: time.Second})
 		defer k.Close()
-		l := &Lease{End: func(why Why) { t.Errorf("ended: %v", why) }}
-		k.Hold(l, Terms{Until: time.Now().Add(time.Minute), Final: true})
+		l := new(Lease)
+		k.Hold(l, &holder{t: t}, Terms{Until: time.Now().Add(time.Minute), Final: true})
 		k.Release(l)
 		k.Release(l)
 		if n := k.Len(); n != 0 {
@@ -278,10 +304,10 @@ func TestQuestionsAreBounded(t *testing.T) {
 		var total int
 		asked := make(chan int64, 10_000)
 		for range 10_000 {
-			k.Hold(&Lease{
-				Ask: func(context.Context) (Terms, error) { asked <- time.Now().Unix(); return Terms{}, nil },
-				End: func(why Why) { t.Errorf("ended: %v", why) },
-			}, Terms{Until: time.Now().Add(10 * time.Minute)})
+			k.Hold(new(Lease), &holder{t: t, ask: func(context.Context) (Terms, error) {
+				asked <- time.Now().Unix()
+				return Terms{}, nil
+			}}, Terms{Until: time.Now().Add(10 * time.Minute)})
 		}
 		elapse(time.Hour)
 		synctest.Wait()
@@ -311,11 +337,11 @@ func TestDueLeasesWaitInLine(t *testing.T) {
 		var asked [leases]atomic.Int32
 		var all [leases]*Lease
 		for i := range all {
-			all[i] = &Lease{
-				Ask: func(context.Context) (Terms, error) { asked[i].Add(1); return Terms{Final: true}, nil }, // not again
-				End: func(why Why) { t.Errorf("ended: %v", why) },
-			}
-			k.Hold(all[i], Terms{})
+			all[i] = new(Lease)
+			k.Hold(all[i], &holder{t: t, ask: func(context.Context) (Terms, error) {
+				asked[i].Add(1)
+				return Terms{Final: true}, nil // not again
+			}}, Terms{})
 		}
 		elapse(61 * time.Second)
 		k.mu.Lock()
@@ -354,7 +380,7 @@ func TestTimesOfOneClock(t *testing.T) { // in no bubble: its times have one rea
 		{Expires: wall(time.Hour)},
 		{Until: wall(time.Minute), Expires: wall(time.Minute), Final: true},
 	} {
-		k.Hold(&Lease{End: func(Why) {}}, terms)
+		k.Hold(new(Lease), &holder{end: func(EndReason) {}}, terms)
 	}
 	for _, l := range k.queue {
 		if l.at == l.at.Round(0) {
@@ -363,7 +389,7 @@ func TestTimesOfOneClock(t *testing.T) { // in no bubble: its times have one rea
 	}
 }
 
-// The wall clock may be set: a credential that has ended by it ends its session with the next glance at the clock, and one that has
+// The wall clock may be set: a credential that has ended by it ends its session with the next maxSleep at the clock, and one that has
 // not yet goes on.
 func TestWallClockIsSet(t *testing.T) {
 	for name, by := range map[string]time.Duration{"forward": 2 * time.Hour, "back": -2 * time.Hour} {
@@ -373,9 +399,9 @@ func TestWallClockIsSet(t *testing.T) {
 				defer k.Close()
 				began := time.Now()
 				var ended time.Duration // 0: it has not
-				l := &Lease{End: func(Why) { ended = time.Since(began) }}
+				l, h := new(Lease), &holder{end: func(EndReason) { ended = time.Since(began) }}
 				end := began.Round(0).Add(time.Hour)
-				k.Hold(l, Terms{Until: end, Expires: end, Final: true})
+				k.Hold(l, h, Terms{Until: end, Expires: end, Final: true})
 				k.mu.Lock()
 				// The bubble's clock can't be set: so the credential is moved against it, and what the keeper knows of the clock.
 				l.terms.Until, l.terms.Expires = end.Add(-by), end.Add(-by)
@@ -383,8 +409,8 @@ func TestWallClockIsSet(t *testing.T) {
 				k.mu.Unlock()
 				elapse(4 * time.Hour)
 				synctest.Wait()
-				if want := max(time.Hour-by, 0); by > 0 && ended > glance || by < 0 && (ended < want || ended > want+glance) || ended == 0 {
-					t.Errorf("ended after %v, want %v, and %v at most", ended, want, want+glance)
+				if want := max(time.Hour-by, 0); by > 0 && ended > maxSleep || by < 0 && (ended < want || ended > want+maxSleep) || ended == 0 {
+					t.Errorf("ended after %v, want %v, and %v at most", ended, want, want+maxSleep)
 				}
 			})
 		})

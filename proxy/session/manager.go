@@ -83,10 +83,8 @@ func (m *Manager) Open(i Info, g auth.Grant, slot *ratelimit.Slot) *Session {
 	if recheck := m.recheck && !g.Final; terms(g.Decision).End().IsZero() && !recheck && !renewable {
 		return s
 	}
-	c := &credential{grant: kept(g)}
-	c.lease.Ask, c.lease.End = s.verifyAgain, c.end
-	s.credential = c
-	m.leases.Hold(&c.lease, terms(g.Decision))
+	s.credential = &credential{session: s, grant: kept(g)}
+	m.leases.Hold(&s.credential.lease, s.credential, terms(g.Decision))
 	if renewable {
 		m.mu.Lock()
 		m.byID[s.ID] = s
@@ -117,7 +115,7 @@ func (m *Manager) Renew(id string, g auth.Grant) bool {
 	c.mu.Lock()
 	c.grant = kept(g)
 	c.mu.Unlock()
-	if !m.leases.Renew(&c.lease, terms(g.Decision), s.verifyAgain) {
+	if !m.leases.Renew(&c.lease, terms(g.Decision)) {
 		return false
 	}
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session renewed", s.attrs()...)
@@ -137,10 +135,11 @@ func (m *Manager) remove(s *Session) {
 	delete(m.byID, s.ID)
 }
 
-// verifyAgain asks about the credential that the session lives by now. Another subject than the session's means that the
+// VerifyAgain asks about the credential that the session lives by now. Another subject than the session's means that the
 // credential is another's by now, which ends the session.
-func (s *Session) verifyAgain(ctx context.Context) (lease.Terms, error) {
-	m, c := s.manager, s.credential
+func (c *credential) VerifyAgain(ctx context.Context) (lease.Terms, error) {
+	s := c.session
+	m := s.manager
 	c.mu.Lock()
 	grant := c.grant
 	c.mu.Unlock()

@@ -41,18 +41,19 @@ type Session struct {
 	credential *credential // nil: it neither ends nor is verified again nor can be renewed
 }
 
-// credential ties a session to the grant that it lives by.
+// credential ties a session to the grant that it lives by. It is the holder of the session's lease.
 type credential struct {
-	lease lease.Lease
+	session *Session
+	lease   lease.Lease
 
 	mu    sync.Mutex // guards what follows
 	grant auth.Grant // without its token where that is not to be verified again
 	live  relay.Session
-	over  *lease.Why // the lease ended before the relay had the session; nil: it has not
+	over  *lease.EndReason // the lease ended before the relay had the session; nil: it has not
 }
 
 // closings are the Close frames that both sides get when a lease ends, and the end's reason.
-var closings = map[lease.Why]struct {
+var closings = map[lease.EndReason]struct {
 	reason  relay.Reason
 	closing relay.Closing
 }{
@@ -115,8 +116,8 @@ func (c *credential) started(live relay.Session) {
 	}
 }
 
-// end tells both sides that the lease has ended.
-func (c *credential) end(why lease.Why) {
+// LeaseEnded tells both sides.
+func (c *credential) LeaseEnded(why lease.EndReason) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.live == nil {

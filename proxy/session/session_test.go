@@ -69,10 +69,10 @@ func TestLeaseThatEndsFirst(t *testing.T) {
 		do   func(*credential, relay.Session)
 		want []relay.Reason
 	}{
-		{"before", func(n *credential, s relay.Session) { n.end(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
-		{"after", func(n *credential, s relay.Session) { n.started(s); n.end(lease.Expired) }, []relay.Reason{relay.Expired}},
+		{"before", func(n *credential, s relay.Session) { n.LeaseEnded(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
+		{"after", func(n *credential, s relay.Session) { n.started(s); n.LeaseEnded(lease.Expired) }, []relay.Reason{relay.Expired}},
 		{"never", func(n *credential, s relay.Session) { n.started(s) }, nil},
-		{"the session comes to nothing", func(n *credential, s relay.Session) { n.end(lease.Expired) }, nil},
+		{"the session comes to nothing", func(n *credential, s relay.Session) { n.LeaseEnded(lease.Expired) }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &closed{}
