@@ -1,8 +1,8 @@
 // Portcullis is a front proxy for WebSocket backends: it rate-limits and authenticates every upgrade request, then relays
 // the accepted connection and keeps hold of the session until it ends.
 //
-// This file is the only one that reads the environment, sets up logging, handles signals and exits. It reads top to bottom:
-// command, settings, parts, run, shutdown.
+// This package is the only one that reads the environment, sets up logging, handles signals and exits. This file reads top to
+// bottom: command, parts, run, shutdown; config.go has the settings.
 package main
 
 import (
@@ -30,7 +30,6 @@ import (
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
 	"portcullis/proxy/probe"
-	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
 )
 
@@ -73,105 +72,6 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return version
-}
-
-// config is the whole environment: the Config structs of the packages, and what only the program needs.
-type config struct {
-	// ListenAddr is the front listener's host:port; without a host it listens on every address.
-	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000"`
-	// LogLevel is the least level written to standard error.
-	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
-	// LogFormat is json or text, one record a line.
-	LogFormat string `env:"LOG_FORMAT" envDefault:"json"`
-
-	Proxy proxy.Config
-	Admin admin.Config
-	Demo  echo.Config
-}
-
-// reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
-// not there, so it is a mistake.
-var reserved = []string{"PROXY_PROTOCOL"}
-
-// families are the beginnings of names that only settings of this program have. Any
-// other variable that begins so is warned about.
-var families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "TICKET", "TLS_",
-	"TRUSTED_", "UPSTREAM_"}
-
-// readConfig reads the environment. The error joins every mistake in it, one a line.
-func readConfig(environ map[string]string) (config, []settings.Misspelling, error) {
-	var c config
-	list, err := settings.Read(&c, environ)
-	misspelt := list.Misspelt(environ, families)
-	mistakes := []error{err, c.check(), c.withoutEffect(list)}
-	for _, m := range misspelt {
-		if m.Guard {
-			mistakes = append(mistakes, m)
-		}
-	}
-	for _, name := range reserved {
-		if value := environ[name]; value != "" {
-			mistakes = append(mistakes, fmt.Errorf("%s: %q is for a later version, this one does not have it; want it unset", name, value))
-		}
-	}
-	return c, misspelt, errors.Join(mistakes...)
-}
-
-// check finds the mistakes in what only the program needs.
-func (c *config) check() error {
-	var mistakes []error
-	if c.LogFormat != "json" && c.LogFormat != "text" {
-		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", c.LogFormat))
-	}
-	host, port, err := net.SplitHostPort(c.ListenAddr)
-	adminHost, adminPort, adminErr := net.SplitHostPort(c.Admin.Addr) // package admin reports the error
-	switch {
-	case err != nil || !isPort(port):
-		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", c.ListenAddr))
-	case adminErr == nil && adminPort == port && port != "0" && (host == adminHost || covers(host, adminHost) || covers(adminHost, host)):
-		mistakes = append(mistakes, fmt.Errorf("ADMIN_ADDR: %q has the port of LISTEN_ADDR, %q; want another port for one of them", c.Admin.Addr, c.ListenAddr))
-	}
-	return errors.Join(mistakes...)
-}
-
-func isPort(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 16)
-	return err == nil
-}
-
-// covers reports whether listening on host includes listening on other.
-func covers(host, other string) bool {
-	return host == "" || host == "::" || host == "0.0.0.0" && !strings.Contains(other, ":")
-}
-
-// withoutEffect returns a mistake for each setting that others take the effect from in a way that its tags cannot say.
-func (c *config) withoutEffect(list settings.List) error {
-	var mistakes []error
-	forbid := func(name, wrong string) {
-		if s := list.Get(name); s.Changed {
-			mistakes = append(mistakes, fmt.Errorf("%s: %q %s", name, s.Value, wrong))
-		}
-	}
-	if c.Proxy.Auth.Mode == "none" {
-		for _, name := range []string{"RATE_AUTH_FAILURES_PER_IP", "RATE_AUTH_FAILURES_PER_IP_BURST"} {
-			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
-		}
-	}
-	if c.Proxy.Upstream.URL != "" || !c.noTokenEndpoint() {
-		forbid("DEMO_TOKEN", "is for the bundled token endpoint alone, which is not in use; want it unset, or AUTH_MODE=endpoint without UPSTREAM_URL and AUTH_URL")
-	}
-	if drain := c.Proxy.DrainTimeout; drain > 0 && c.Proxy.Relay.CloseTimeout > drain {
-		forbid("CLOSE_TIMEOUT", fmt.Sprintf("is cut short by DRAIN_TIMEOUT=%v; want it no longer than that", drain))
-	}
-	for _, name := range c.Proxy.Limits.Unreachable() {
-		forbid(name, fmt.Sprintf("is never reached with RATE_UPGRADES=%v; want it below that, or unset", c.Proxy.Limits.Upgrades))
-	}
-	return errors.Join(mistakes...)
-}
-
-// noTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
-func (c *config) noTokenEndpoint() bool {
-	return c.Proxy.Auth.Mode == "endpoint" && c.Proxy.Auth.URL == ""
 }
 
 // program is everything that runs. Only the bundled backend has its listener open before run.
