@@ -212,7 +212,14 @@ func TestRefusedConnectionsMakeRoom(t *testing.T) {
 
 // A connection is evicted or its request is answered, never both.
 func TestEvictedConnectionIsNotAnswered(t *testing.T) {
-	s := newCrowdedServer(t, 1)
+	s := newServer(t)
+	s.pending.max = 1
+	l, err := net.Listen("tcp", "127.0.0.1:0") // which accepts nothing: the only pending connections are the test's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.addr = l.Addr().String()
 	request := func() (*trackedConn, *http.Request) {
 		c := s.pending.add(s.dial(t).(*net.TCPConn))
 		return c, (&http.Request{}).WithContext(s.http.ConnContext(t.Context(), c))
