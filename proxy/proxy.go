@@ -137,7 +137,9 @@ func New(c Config) (*Proxy, error) {
 	parts.Auth, parts.Extensions = p.auth, c.Relay.Mode != "terminate"
 	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
 	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
-	p.sessions = session.New(c.Session)
+	c.Session.Listed = c.API.AdminToken != ""
+	p.sessions, err = session.New(c.Session)
+	note()
 	parts.Sessions = p.sessions
 	p.gate, err = gate.New(c.Gate, parts)
 	note()
@@ -178,8 +180,8 @@ func (c *Config) check() error {
 	if c.Session.Renewal && !c.Auth.ByToken() {
 		note("RENEWAL: \"true\" needs to know whose a token is by the token alone, which AUTH_MODE=%s does not; want false, or another mode", c.Auth.Mode)
 	}
-	if c.Session.Hello && !c.Session.Renewal {
-		note("SESSION_HELLO: \"true\" sends an id that is of no use without RENEWAL; want false, or RENEWAL=true")
+	if c.Session.Hello && !c.Session.Renewal && c.Session.History.Pushes == 0 {
+		note("SESSION_HELLO: \"true\" sends what is of no use without RENEWAL or PUSH_HISTORY; want false, or one of them")
 	}
 	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
 	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || scheme == "wss" || scheme == "https") {
@@ -196,7 +198,7 @@ func (c *Config) check() error {
 
 // KnownReasons are the label values that Config.Metrics must be made for.
 func KnownReasons() admin.Known {
-	known := admin.Known{RefusalReasons: refusal.Reasons(), EndReasons: make(map[string][]int)}
+	known := admin.Known{RefusalReasons: refusal.Reasons(), PushDrops: relay.Drops(), EndReasons: make(map[string][]int)}
 	for r, codes := range relay.Reasons() {
 		known.EndReasons[string(r)] = codes
 	}

@@ -20,7 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caarlos0/env/v11"
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -34,6 +33,7 @@ import (
 	"portcullis/proxy/origin"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/relay"
+	"portcullis/proxy/settings"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -174,7 +174,8 @@ func TestLeaksAreFound(t *testing.T) {
 // defaults are the settings of an empty environment.
 func defaults(t testing.TB) Config {
 	t.Helper()
-	c, err := env.ParseAsWithOptions[Config](env.Options{Environment: map[string]string{}})
+	var c Config
+	_, err := settings.Read(&c, map[string]string{})
 	if err != nil {
 		t.Fatal(err)
 	}

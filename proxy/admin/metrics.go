@@ -14,6 +14,7 @@ import (
 // Known names the reasons that are label values of their own, and what runs; every other reason is counted as "other".
 type Known struct {
 	RefusalReasons []string         // of [Metrics.Refused]
+	PushDrops      []string         // of [Metrics.PushDropped]
 	EndReasons     map[string][]int // of [Metrics.SessionEnded], each with the codes that it usually comes with
 	Version        string           // of the program; empty: what Go's build information says
 }
@@ -65,6 +66,9 @@ type Metrics struct {
 
 	fromClient, fromUpstream traffic
 
+	pushes      map[string]prometheus.Counter // by what became of them at first
+	pushDropped map[string]prometheus.Counter // by why those that were queued came to nothing
+
 	authCalls map[string]prometheus.Observer
 	dials     map[string]prometheus.Observer
 }
@@ -78,6 +82,8 @@ func NewMetrics(known Known) *Metrics {
 		upgrades = newCounterVec("upgrades_total", "Upgrade requests answered, by result and reason.", "result", "reason")
 		messages = newCounterVec("messages_total", "Complete data messages of ended sessions.", "direction")
 		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
+		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
+		dropped  = newCounterVec("pushes_dropped_total", "Pushes that were queued for a session and not delivered, by reason.", "reason")
 		auth     = newHistogramVec("auth_call_duration_seconds", "Time a verifier took for one credential.", "result")
 		dial     = newHistogramVec("upstream_dial_duration_seconds", "Time to reach an upstream, or to fail to.", "result")
 	)
@@ -101,6 +107,9 @@ func NewMetrics(known Known) *Metrics {
 		fromClient:   traffic{messages.WithLabelValues("from_client"), bytes.WithLabelValues("from_client")},
 		fromUpstream: traffic{messages.WithLabelValues("from_upstream"), bytes.WithLabelValues("from_upstream")},
 
+		pushes:      resolve(pushResults, func(result string) prometheus.Counter { return pushes.WithLabelValues(result) }),
+		pushDropped: resolve(known.PushDrops, func(reason string) prometheus.Counter { return dropped.WithLabelValues(reason) }),
+
 		authCalls: resolve(authResults, func(result string) prometheus.Observer { return auth.WithLabelValues(result) }),
 		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
 	}
@@ -111,7 +120,7 @@ func NewMetrics(known Known) *Metrics {
 		}
 	}
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -148,6 +157,22 @@ func (m *Metrics) SessionEnded(s EndedSession) {
 	m.fromClient.add(s.ClientMessages, s.ClientBytes)
 	m.fromUpstream.add(s.UpstreamMessages, s.UpstreamBytes)
 }
+
+// Results of pushes.
+var pushResults = []string{"queued", "ending", "too_slow", "extension"}
+
+// PushedSessions is how many sessions a push has reached, and not reached.
+type PushedSessions struct{ Reached, Ending, TooSlow, Extension int }
+
+// Pushed counts a push, once for each session.
+func (m *Metrics) Pushed(p PushedSessions) {
+	for i, n := range []int{p.Reached, p.Ending, p.TooSlow, p.Extension} {
+		m.pushes[pushResults[i]].Add(float64(n))
+	}
+}
+
+// PushDropped counts a push that was queued for a session and is not delivered.
+func (m *Metrics) PushDropped(reason string) { childOf(m.pushDropped, reason).Inc() }
 
 func (t traffic) add(messages, bytes int64) {
 	t.messages.Add(float64(messages))

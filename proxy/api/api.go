@@ -33,6 +33,11 @@ type Config struct {
 	// TicketBindIP has a ticket used by the address alone that it was issued to; an IPv6 /64 is one.
 	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS"`
 
+	// AdminToken opens /api on the operator's listener to whoever shows it. It has 16 characters or more. Empty: there is no /api.
+	AdminToken string `env:"ADMIN_TOKEN" secret:"true"`
+	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive.
+	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
+
 	// TokenEndpoint answers /token, unless PATHS serve that path: 400 for a token that is not accepted. It is held to the limits of
 	// an upgrade. Nil: none.
 	TokenEndpoint http.Handler `env:"-"`

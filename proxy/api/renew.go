@@ -25,7 +25,14 @@ func (a *API) renew(r *gate.Request) *refusal.Refusal {
 	var answer renewed
 	no := a.gate.Bearer(r, func(g auth.Grant) *refusal.Refusal {
 		ids := r.HTTP.Header[http.CanonicalHeaderKey(session.Header)]
-		if len(ids) != 1 || !a.sessions.Renew(ids[0], g) {
+		if len(ids) != 1 {
+			return &refusal.Refusal{Reason: refusal.TokenRefused, Err: errNotRenewed}
+		}
+		renewed, err := a.sessions.Renew(ids[0], g)
+		if err != nil {
+			return &refusal.Refusal{Reason: refusal.Groups, Status: http.StatusBadRequest, Err: err}
+		}
+		if !renewed {
 			return &refusal.Refusal{Reason: refusal.TokenRefused, Err: errNotRenewed}
 		}
 		answer.Expires = session.Timestamp(session.End(g.Decision))

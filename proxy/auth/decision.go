@@ -33,6 +33,8 @@ type Decision struct {
 	Claims map[string]string
 	// Headers are those of the answer that AUTH_COPY_HEADERS sends upstream.
 	Headers http.Header
+	// Groups are the values of what [Config.GroupClaims] and [Config.GroupHeaders] name, by claim:NAME and auth:HEADER.
+	Groups map[string][]string
 	// Until is when the decision stops holding. Zero: open-ended. It may have
 	// passed already, when a cache handed out a stale answer.
 	Until time.Time

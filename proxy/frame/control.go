@@ -15,6 +15,11 @@ const (
 	Client
 )
 
+// AppendMessage appends a message in one frame of its own, as a server sends it: unmasked (RFC 6455, section 5.1).
+func AppendMessage(b []byte, op Opcode, payload []byte) []byte {
+	return append(Header{Fin: true, Opcode: op, Length: int64(len(payload))}.Append(b), payload...)
+}
+
 // AppendControl appends a whole control frame as role sends it, with a fresh
 // masking key from crypto/rand where one is due: a predictable key would let a
 // peer choose the bytes on the wire (RFC 6455, section 10.3). A payload beyond

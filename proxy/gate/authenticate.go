@@ -75,7 +75,7 @@ func (g *Gate) Bearer(r *Request, use func(auth.Grant) *refusal.Refusal) *refusa
 		return charge(attempt, g.tokenRefusal(r, err))
 	}
 	r.subject = grant.Subject
-	if no = g.checkSubjectRate(grant.Subject); no == nil {
+	if no = g.checkSubject(grant.Subject); no == nil {
 		no = use(grant)
 	}
 	return charge(attempt, no)

@@ -33,6 +33,9 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	if g.Tickets != nil {
 		query = auth.StripParam(query, TicketParam)
 	}
+	if g.Sessions.KeepsHistory() {
+		query = auth.StripParam(query, session.LastPushParam)
+	}
 	if u.switched() {
 		delete(h, "Sec-Websocket-Protocol")
 		if protocol := chooseSubprotocol(u.HTTP.Header); protocol != "" {

@@ -56,7 +56,7 @@ func capRefusal(scope ratelimit.Scope) *refusal.Refusal {
 
 // takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
 func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
-	if no := g.checkSubjectRate(u.grant.Subject); no != nil {
+	if no := g.checkSubject(u.grant.Subject); no != nil {
 		return no
 	}
 	slot, scope := g.Limits.Open(u.Key, u.grant.Subject)
@@ -64,7 +64,11 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 	return capRefusal(scope)
 }
 
-func (g *Gate) checkSubjectRate(subject string) *refusal.Refusal {
+// checkSubject refuses a subject that was kicked and is kept out, and one that comes too often.
+func (g *Gate) checkSubject(subject string) *refusal.Refusal {
+	if g.Sessions.KeptOut(subject) {
+		return &refusal.Refusal{Reason: refusal.Kicked}
+	}
 	if wait, ok := g.Limits.UpgradeOfSubject(subject, time.Now()); !ok {
 		return &refusal.Refusal{Reason: refusal.RateSubject, RetryAfter: wait}
 	}

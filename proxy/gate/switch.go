@@ -59,13 +59,22 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		}
 		answer = g.switchingProtocols(u)
 	}
-	s := g.Sessions.Open(session.Info{
-		ID:       u.socket.id,
-		Subject:  strings.Clone(u.grant.Subject),
-		Client:   u.From.Addr.String(),
-		Path:     strings.Clone(truncatePath(u.Path)),
-		Upstream: u.route.upstreamHost,
-	}, u.grant, u.slot) // before the client knows its id, by which it may renew it at once
+	s, err := g.Sessions.Open(session.Opening{
+		Info: session.Info{
+			ID:       u.socket.id,
+			Subject:  strings.Clone(u.grant.Subject),
+			Client:   u.From.Addr.String(),
+			Path:     strings.Clone(truncatePath(u.Path)),
+			Upstream: u.route.upstreamHost,
+		},
+		Grant:    u.grant,
+		Slot:     u.slot,
+		Groups:   u.groups,
+		LastPush: g.Sessions.LastPush(u.Query),
+	}) // before the client knows its id, by which it may renew it at once
+	if err != nil {
+		return &refusal.Refusal{Reason: refusal.Kicked, Err: err}
+	}
 	started := false
 	defer func() {
 		if !started {

@@ -17,6 +17,7 @@ type upgrade struct {
 	validHandshake bool       // checkHandshake found nothing wrong
 	route          *route     // from chooseRoute on
 	grant          auth.Grant // from authenticate on
+	groups         []string   // from findGroups on
 	held
 }
 
@@ -50,7 +51,8 @@ func (g *Gate) Serve(r *Request) {
 		(*Gate).checkRates,       // by address 429; global 503
 		(*Gate).checkSessionCaps, // by address 429; in total 503
 		(*Gate).authenticate,     // no good token 401; not enough 403; two 400; too many failures 429; nobody could tell 503
-		(*Gate).takeSlot,         // by address and subject 429; in total 503
+		(*Gate).findGroups,       // not usable 403; chosen by the client 400
+		(*Gate).takeSlot,         // kept out 403; by address and subject 429; in total 503
 		(*Gate).connect,          // no connection 502; no answer 504; the upstream's own refusal
 		(*Gate).switchProtocols,  // 101; the session is the relay's
 	} {

@@ -164,6 +164,13 @@ func (k *Keeper) Release(l *Lease) {
 	k.remove(l)
 }
 
+// End is when a lease ends by its present terms; zero: never.
+func (k *Keeper) End(l *Lease) time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return l.terms.End()
+}
+
 // Len is how many leases there is something to be done about.
 func (k *Keeper) Len() int {
 	k.mu.Lock()

@@ -36,6 +36,8 @@ const (
 	TokenRefused        Reason = "token_refused"
 	TokenDenied         Reason = "token_denied"
 	AuthUnavailable     Reason = "auth_unavailable"
+	Groups              Reason = "groups"
+	Kicked              Reason = "kicked"
 	RateSubject         Reason = "rate_subject"
 	SessionsSubject     Reason = "sessions_subject"
 	Overload            Reason = "overload"
@@ -78,6 +80,8 @@ var answers = map[Reason]struct {
 	TokenRefused:        {401, "the token is not accepted"},
 	TokenDenied:         {403, "the token does not allow this"},
 	AuthUnavailable:     {503, "authentication is not available at the moment"},
+	Groups:              {403, "the groups of this session cannot be used"}, // 400 where the client chose them
+	Kicked:              {403, "you are kept out for now"},
 	RateSubject:         {429, "too many connection attempts of yours"},
 	SessionsSubject:     {429, "too many open connections of yours"},
 	Overload:            {503, "this server is overloaded"},

@@ -30,6 +30,7 @@ func (p *policy) setReason(r Reason, code int) {
 		return
 	}
 	p.reason, p.code = r, code
+	p.dropPushes()
 	if p.meter.until != 0 {
 		p.wakeBy(0) // a throttled client is listened to again
 	}

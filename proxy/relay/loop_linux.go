@@ -110,6 +110,7 @@ type loop struct {
 	buf     []byte
 	events  []unix.EpollEvent
 	again   []*loopSession // those to be read in the next turn, whatever epoll says
+	tours   []*tour        // visits that are asked for, in that order
 }
 
 const (
@@ -183,14 +184,15 @@ func (l *loop) send(f func()) {
 	}
 }
 
-// post has the loop call f. A loop that does not run has no session that f
-// could be about.
-func (l *loop) post(f func()) {
+// post has the loop call f. It reports false for a loop that does not run, which has no
+// session that f could be about.
+func (l *loop) post(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.running {
 		l.send(f)
 	}
+	return l.running
 }
 
 // run is the loop.
@@ -217,6 +219,7 @@ func (l *loop) run() {
 			l.again[i].readAgain()
 		}
 		l.again = slices.Delete(l.again, 0, more)
+		l.visit()
 		l.wheel.advance(l.now, (*loopSession).tick)
 		l.free = append(l.free, l.freed...)
 		l.freed = l.freed[:0]
@@ -265,7 +268,7 @@ func (l *loop) open() bool {
 		}
 		l.mu.Lock()
 	}
-	if l.live > 0 {
+	if l.live > 0 || len(l.tours) > 0 {
 		l.idle = 0
 		return true
 	}
@@ -278,7 +281,7 @@ func (l *loop) open() bool {
 	unix.Close(l.bell)
 	unix.Close(l.epoll)
 	l.running = false
-	l.table, l.free, l.freed, l.buf, l.events, l.again = nil, nil, nil, nil, nil, nil
+	l.table, l.free, l.freed, l.buf, l.events, l.again, l.tours = nil, nil, nil, nil, nil, nil, nil
 	return false
 }
 
@@ -286,7 +289,7 @@ func (l *loop) open() bool {
 func (l *loop) timeout() int {
 	wait := l.wheel.wait(l.now)
 	switch {
-	case len(l.again) > 0:
+	case len(l.again) > 0 || len(l.tours) > 0:
 		wait = 0
 	case l.live == 0:
 		wait = loopLinger

@@ -146,7 +146,10 @@ func (s *loopSession) resume(from side) {
 }
 
 // write writes what the policy has handed out for a side that has nothing pending.
-func (s *loopSession) write(to side, b []byte) {
+func (s *loopSession) write(to side, b []byte) { s.writeKeeping(to, b, nil) }
+
+// writeKeeping is write, and keeps of what is left a part of kept, which nobody changes; nil: a copy.
+func (s *loopSession) writeKeeping(to side, b, kept []byte) {
 	if len(b) == 0 {
 		return
 	}
@@ -155,7 +158,12 @@ func (s *loopSession) write(to side, b []byte) {
 	case n == len(b):
 		s.policy.endWrite(to, s.loop.now)
 	case err == nil || err == unix.EAGAIN:
-		s.pending[to] = bytes.Clone(b[n:])
+		if kept == nil {
+			kept = bytes.Clone(b[n:])
+		} else {
+			kept = kept[n:]
+		}
+		s.pending[to] = kept
 	default:
 		s.pending[to] = nil
 		s.policy.writeFailed(to, s.loop.now)
@@ -183,7 +191,8 @@ func (s *loopSession) flush(to side) {
 
 // insert writes what frames of our own are due to a side.
 func (s *loopSession) insert(to side) {
-	s.write(to, s.policy.insertion(to, nil, s.loop.now))
+	b := s.policy.insertion(to, s.loop.now)
+	s.writeKeeping(to, b, b)
 }
 
 // settle does what the policy wants done after anything has happened.
@@ -219,9 +228,11 @@ func (s *loopSession) serve(to side) {
 		}
 		return
 	}
-	s.insert(to)
-	if s.policy.takeFIN(to, s.loop.now) {
-		unix.Shutdown(int(s.fds[to]), unix.SHUT_WR) // where that fails the peer is gone, as reading will tell
+	for s.policy.wants(to) && !s.policy.peers[to].end.gone { // pushes may wait in line
+		s.insert(to)
+		if s.policy.takeFIN(to, s.loop.now) {
+			unix.Shutdown(int(s.fds[to]), unix.SHUT_WR) // where that fails the peer is gone, as reading will tell
+		}
 	}
 }
 

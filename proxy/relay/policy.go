@@ -47,12 +47,13 @@ type policy struct {
 	peers   [2]peer
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
 	started moment
-	active  moment // when a message last ended, or came on by activeBytes
-	payload int64  // of data frames that came since then, from either side
-	meter   meter  // of what the client may send
-	kernel  kernel // asked before a peer is given up
-	nonce   uint64 // our pings carry nonce+1, nonce+2, ...
-	reason  Reason // why the session ends; empty while it does not
+	active  moment  // when a message last ended, or came on by activeBytes
+	payload int64   // of data frames that came since then, from either side
+	meter   meter   // of what the client may send
+	pushes  *pushes // to the client; nil: none wait
+	kernel  kernel  // asked before a peer is given up
+	nonce   uint64  // our pings carry nonce+1, nonce+2, ...
+	reason  Reason  // why the session ends; empty while it does not
 	code    int
 }
 
@@ -172,7 +173,7 @@ func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
 				break
 			}
 		}
-		if !p.terminate && to.due() && !from.reading.frames.Inside() {
+		if !p.terminate && (to.due() && !from.reading.frames.Inside() || p.pushDue(s.other()) && !p.inMessage(s.other())) {
 			rest = b[at:]
 			break
 		}
@@ -247,7 +248,7 @@ func (p *policy) transmit(s side, b []byte, now moment) (out, rest []byte) {
 	}
 	n := 0
 	for n < len(b) {
-		if e.due() && !e.writing.library.Inside() {
+		if e.due() && !e.writing.library.Inside() || p.pushDue(s) && !p.inMessage(s) {
 			break
 		}
 		part, err := e.writing.library.Next(b[n:], &p.plain[s.other()])
@@ -349,7 +350,8 @@ func (p *policy) inside(s side) bool {
 // insert now, a direction to shut, a connection to close.
 func (p *policy) wants(s side) bool {
 	e := &p.peers[s]
-	return e.end.gone || !e.writing.pending && (e.end.finDue && !e.end.finSent || e.due() && (!p.inside(s) || p.frameNeverEnds(s)))
+	return e.end.gone || !e.writing.pending && (e.end.finDue && !e.end.finSent || e.due() && (!p.inside(s) || p.frameNeverEnds(s)) ||
+		p.pushDue(s) && !p.inMessage(s))
 }
 
 // frameNeverEnds reports whether side s stands inside a frame whose rest can no
@@ -359,12 +361,18 @@ func (p *policy) frameNeverEnds(s side) bool {
 	return !p.terminate && p.inside(s) && (o.reading.eof || o.end.gone || o.reading.closed)
 }
 
-// insertion appends the frames that are to be written to side s now. It gives
-// none inside a frame, and none before all that was handed out has been written.
-func (p *policy) insertion(s side, b []byte, now moment) []byte {
+// insertion returns what is to be written to side s now: frames of our own, or a push. It gives
+// none inside a frame, and none before all that was handed out has been written. Whoever writes it does not change it.
+func (p *policy) insertion(s side, now moment) (b []byte) {
 	e := &p.peers[s]
-	if e.writing.pending || !e.due() {
-		return b
+	switch {
+	case e.writing.pending:
+		return nil
+	case e.due():
+	case p.pushDue(s) && !p.inMessage(s):
+		return p.nextPush(now)
+	default:
+		return nil
 	}
 	if p.frameNeverEnds(s) {
 		e.ping.due, e.end.closeFrame, e.end.finDue = false, nil, true
@@ -439,6 +447,9 @@ func (p *policy) endWrite(s side, now moment) {
 		return
 	}
 	p.resumeReading(s, now)
+	if s == client {
+		p.pushWritten(now)
+	}
 	if e.ping.writing {
 		e.ping.writing = false
 		e.ping.pausedFor = p.pongTimeout
@@ -493,6 +504,7 @@ func (p *policy) tick(now moment) {
 	p.watch(client, now)
 	p.watch(upstream, now)
 	p.thaw(now)
+	p.followPushes(now)
 	for s := range side(2) {
 		e := &p.peers[s]
 		if e.end.gone {

@@ -622,7 +622,7 @@ func TestByteRateEndsInsideAFrame(t *testing.T) {
 			out, rest = p.receive(client, rest, 1)
 			passed += len(out)
 			p.endWrite(upstream, 1)
-			p.insertion(upstream, nil, 1)
+			p.insertion(upstream, 1)
 		}
 		header = nil
 	}

@@ -42,11 +42,15 @@ type Config struct {
 	// MessageMaxBytes is the largest message over all its fragments, from
 	// either side, in payload bytes as on the wire. 0: no limit; 1 MiB when
 	// terminating, where a message is held in memory.
-	MessageMaxBytes int64 `env:"MESSAGE_MAX_BYTES" envDefault:"0"`
+	MessageMaxBytes int64 `env:"MESSAGE_MAX_BYTES" envDefault:"0" size:"true"`
 	// LimitAction is what becomes of a client that sends more than the rates
 	// below: "close", with 1008; or "throttle": it is read more slowly, and
 	// nothing is lost.
 	LimitAction string `env:"MESSAGE_LIMIT_ACTION" envDefault:"close" needs:"MESSAGE_RATE|MESSAGE_BYTE_RATE"`
+
+	// PushQueue is how many bytes may wait for a client behind the push that is being written to it. A queue that is empty
+	// takes any push. It must not be negative.
+	PushQueue int64 `env:"PUSH_QUEUE" envDefault:"256KiB" size:"true" needs:"ADMIN_TOKEN"`
 
 	// MessageRate is how many messages a client may send per second, in
 	// bursts of MessageBurst, which must then be positive; control frames and continuation
@@ -82,6 +86,8 @@ const (
 	AuthUnavailable Reason = "auth_unavailable" // nobody could say any more whether its credential is good: Session.Close
 	Drained         Reason = "drain"            // Drain
 	Forced          Reason = "forced"           // Cut
+	Kicked          Reason = "kicked"           // an operator or the backend ended it: CloseAll
+	TooSlow         Reason = "too_slow"         // it did not take what was pushed to it
 
 	// Terminating only: it sent text that is not UTF-8.
 	ClientEncoding   Reason = "client_encoding"
@@ -102,6 +108,7 @@ func Reasons() map[Reason][]int {
 		Idle: {frame.CodeTimeout}, SessionLimit: {frame.CodeGoingAway},
 		Expired: {frame.CodeUnauthorized}, Revoked: {frame.CodeUnauthorized}, AuthUnavailable: {frame.CodeTryAgain},
 		Drained: {frame.CodeGoingAway}, Forced: {frame.CodeAbnormal},
+		Kicked: {frame.CodeForbidden}, TooSlow: {frame.CodeTryAgain},
 	}
 }
 
@@ -171,6 +178,7 @@ type rules struct {
 	idleTimeout  moment
 	sessionMax   moment
 	closeTimeout moment
+	pushQueue    int
 	limits
 	plain   [2]frame.Rules // what each side must obey without extensions,
 	deflate [2]frame.Rules // with permessage-deflate,
@@ -234,6 +242,7 @@ func New(c Config) (*Relay, error) {
 		idleTimeout:  c.IdleTimeout,
 		sessionMax:   c.SessionMax,
 		closeTimeout: c.CloseTimeout,
+		pushQueue:    int(c.PushQueue),
 		limits:       newLimits(c),
 	}
 	largest := c.MessageMaxBytes

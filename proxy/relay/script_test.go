@@ -338,7 +338,7 @@ func (s *script) write(to side, b []byte) {
 
 func (s *script) insert(to side) {
 	s.t.Helper()
-	s.write(to, s.policy.insertion(to, nil, s.clock))
+	s.write(to, s.policy.insertion(to, s.clock))
 }
 
 func (s *script) settle() {

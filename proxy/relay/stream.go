@@ -128,7 +128,7 @@ func (s *stream) write(to side, b []byte) {
 // serve writes what else is due to a side, and leaves it without a writer.
 func (s *stream) serve(to side) {
 	for s.policy.wants(to) && !s.policy.peers[to].end.gone {
-		s.write(to, s.policy.insertion(to, nil, now()))
+		s.write(to, s.policy.insertion(to, now()))
 		if s.policy.takeFIN(to, now()) {
 			s.mu.Unlock()
 			s.closeWrite(to)

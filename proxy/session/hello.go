@@ -15,19 +15,29 @@ type hello struct {
 	Portcullis struct {
 		Session string    `json:"session"`
 		Expires Timestamp `json:"expires"`
+		// Push is the id of the newest push as the session was opened. A client that has none yet begins with it.
+		Push string `json:"push,omitempty"`
 	} `json:"portcullis"`
 }
 
 // Hello is that message as a frame; nil where there is to be none. Whatever extensions were negotiated, a frame need not use
 // them. end is when the session's credential ends; zero: never.
 func (s *Session) Hello(end time.Time) []byte {
-	if !s.manager.hello {
+	m := s.manager
+	if !m.hello {
 		return nil
 	}
 	var h hello
 	h.Portcullis.Session, h.Portcullis.Expires = s.ID, Timestamp(end)
+	switch {
+	case m.history == nil:
+	case s.control.history != nil:
+		h.Portcullis.Push = m.history.id(s.control.history.newest)
+	default:
+		h.Portcullis.Push = m.history.newest()
+	}
 	text, _ := json.Marshal(h) // strings alone
-	return append(frame.Header{Fin: true, Opcode: frame.Text, Length: int64(len(text))}.Append(nil), text...)
+	return frame.AppendMessage(nil, frame.Text, text)
 }
 
 // Timestamp is a time in JSON, RFC 3339 in whole seconds, rounded down; null for never.

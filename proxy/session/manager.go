@@ -3,8 +3,11 @@ package session
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,11 +22,19 @@ import (
 
 // Config is what a Manager needs.
 type Config struct {
-	// Renewal lets a session live on by another token of the same subject; it is then found by its id.
+	// Renewal lets a session live on by another token of the same subject.
 	Renewal bool `env:"RENEWAL" envDefault:"false"`
-	// Hello sends a session's id, and when its credential ends, as a first text message. It needs Renewal.
+	// Hello sends a session's id, when its credential ends and where the history of pushes stands, as a first text message. It
+	// needs Renewal or History.
 	Hello bool `env:"SESSION_HELLO" envDefault:"false"`
+	// Groups are the places from which a session has its groups: claim:NAME, a string or a list; auth:HEADER of the
+	// verifier's answer, a list by comma; query:NAME, which the client chooses.
+	Groups []string `env:"SESSION_GROUPS" needs:"ADMIN_TOKEN"`
+	// History is how many pushes are kept for clients that come back, and for how long. Zero: none.
+	History HistorySize `env:"PUSH_HISTORY" envDefault:"" needs:"ADMIN_TOKEN"`
 
+	// Listed has every session found by id, subject, group, path and address. Renewal does so, too.
+	Listed bool `env:"-"`
 	// Lease is how credentials are verified again. With Recheck above zero even those without an end are.
 	Lease lease.Config `env:"-"`
 	// Relay moves the bytes.
@@ -44,129 +55,141 @@ type Verifier interface {
 
 // Manager keeps the live sessions. It is safe for concurrent use.
 type Manager struct {
-	hello    bool
-	recheck  bool // sessions are verified again even where the verifier's acceptance has no end
-	relay    *relay.Relay
-	leases   *lease.Keeper
-	verifier Verifier
-	log      *slog.Logger
-	metrics  *admin.Metrics
-	outage   rate.Sometimes // of the line in the log about sessions that cannot be verified again
-
-	mu   sync.Mutex
-	byID map[string]*Session // those that can be renewed; guarded by mu; nil: none can
+	instance  string
+	hello     bool
+	renewal   bool
+	recheck   bool // sessions are verified again even where the verifier's acceptance has no end
+	groups    []groupPlace
+	relay     *relay.Relay
+	leases    *lease.Keeper
+	registry  *registry // nil: sessions are not found
+	keptOut   keptOut
+	publisher sync.Mutex // while one push is queued everywhere, no other begins
+	history   *history   // nil: pushes are not kept
+	events    *events
+	verifier  Verifier
+	log       *slog.Logger
+	metrics   *admin.Metrics
+	outage    rate.Sometimes // of the line in the log about sessions that cannot be verified again
+	badGroups rate.Sometimes // of that about groups which a recheck gave
 }
 
-// New returns a Manager without sessions.
-func New(c Config) *Manager {
+// New returns a Manager without sessions. The error joins every mistake in the settings, one a line.
+func New(c Config) (*Manager, error) {
+	groups, err := parseGroupPlaces(c.Groups)
+	if err != nil {
+		return nil, err
+	}
 	m := &Manager{
-		hello:    c.Hello,
-		recheck:  c.Lease.Recheck > 0,
-		relay:    c.Relay,
-		leases:   lease.New(c.Lease),
-		verifier: c.Verifier,
-		log:      cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		metrics:  c.Metrics,
-		outage:   rate.Sometimes{Interval: time.Minute},
+		instance:  instanceName(),
+		hello:     c.Hello,
+		renewal:   c.Renewal,
+		recheck:   c.Lease.Recheck > 0,
+		groups:    groups,
+		relay:     c.Relay,
+		leases:    lease.New(c.Lease),
+		history:   newHistory(c.History),
+		events:    newEvents(),
+		verifier:  c.Verifier,
+		log:       cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		metrics:   c.Metrics,
+		outage:    rate.Sometimes{Interval: time.Minute},
+		badGroups: rate.Sometimes{Interval: time.Minute},
 	}
-	if c.Renewal {
-		m.byID = make(map[string]*Session)
+	if c.Renewal || c.Listed {
+		m.registry = newRegistry()
 	}
-	return m
+	return m, nil
 }
 
-// Open enters the session that an upgrade becomes. Its lease runs from here on, and it can be found by its id, since its client
-// may renew it as soon as it knows that. Start or Release has to follow.
-func (m *Manager) Open(i Info, g auth.Grant, slot *ratelimit.Slot) *Session {
-	s := &Session{Info: i, manager: m, slot: slot}
-	renewable := m.Renewable(g.Decision)
-	if recheck := m.recheck && !g.Final; terms(g.Decision).End().IsZero() && !recheck && !renewable {
-		return s
-	}
-	s.credential = &credential{session: s, grant: kept(g)}
-	m.leases.Hold(&s.credential.lease, s.credential, terms(g.Decision))
-	if renewable {
-		m.mu.Lock()
-		m.byID[s.ID] = s
-		m.mu.Unlock()
-	}
-	return s
+// instanceName tells this process from others: the host's name and a random part.
+func instanceName() string {
+	host, _ := os.Hostname()
+	return cmp.Or(host, "portcullis") + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// kept is what a session keeps of its grant: no token of which the verifier could say nothing new.
-func kept(g auth.Grant) auth.Grant {
-	if g.Final {
-		g.Credential = auth.Credential{}
+// ErrKicked says that a subject is kept out for a while.
+var ErrKicked = errors.New("the subject was kicked and is kept out")
+
+// Opening is what a session begins with.
+type Opening struct {
+	Info
+	Grant  auth.Grant
+	Slot   *ratelimit.Slot
+	Groups []string // see [Manager.Groups]
+	// LastPush is the id of the last push that the client has seen, as its parameter says; empty: it wants those from now on.
+	// Nil: it did not ask for ids.
+	LastPush *string
+}
+
+// Open enters the session that an upgrade becomes. Its lease runs from here on, and it can be found, since its client may renew it
+// as soon as it knows its id. Start or Release has to follow. The error is ErrKicked or nil.
+func (m *Manager) Open(o Opening) (*Session, error) {
+	s := &Session{Info: o.Info, manager: m, slot: o.Slot}
+	d := o.Grant.Decision
+	recheck := m.recheck && !d.Final
+	leased := !terms(d).End().IsZero() || recheck || m.Renewable(d)
+	if !leased && m.registry == nil {
+		return s, nil
 	}
-	return g.Clone()
+	s.control = &control{groups: o.Groups, history: m.history.position(o.LastPush)}
+	if leased {
+		s.control.credential = &credential{session: s, grant: kept(o.Grant)}
+	}
+	if err := m.enter(s); err != nil {
+		return nil, err
+	}
+	if c := s.control.credential; c != nil {
+		m.leases.Hold(&c.lease, c, terms(d))
+	}
+	return s, nil
+}
+
+// enter has a session found, unless its subject is kept out.
+func (m *Manager) enter(s *Session) error {
+	if m.registry == nil {
+		return nil
+	}
+	m.registry.mu.Lock()
+	defer m.registry.mu.Unlock()
+	// Whoever keeps a subject out does so before he looks for its sessions, which takes the same lock.
+	if m.keptOut.has(s.Subject, time.Now()) {
+		return ErrKicked
+	}
+	m.registry.add(s)
+	return nil
 }
 
 // Renewable reports whether a session with that decision can be renewed: not if its subject is only a hash of its token.
-func (m *Manager) Renewable(d auth.Decision) bool { return m.byID != nil && !d.Pseudonym }
+func (m *Manager) Renewable(d auth.Decision) bool { return m.renewal && !d.Pseudonym }
 
 // Renew lets the session of that id live on by another grant, and by no other. It reports false where there is no such session of
-// the same subject, or it is ending.
-func (m *Manager) Renew(id string, g auth.Grant) bool {
+// the same subject, or it is ending. The error is a [*GroupsError]: the session is as it was.
+func (m *Manager) Renew(id string, g auth.Grant) (renewed bool, err error) {
 	s := m.find(id)
-	if s == nil || g.Pseudonym || s.Subject != g.Subject {
-		return false
+	if s == nil || g.Pseudonym || s.Subject != g.Subject || s.control.credential == nil {
+		return false, nil
 	}
-	c := s.credential
+	c := s.control.credential
+	if err := m.regroup(s, g.Decision); err != nil {
+		return false, err
+	}
 	c.mu.Lock()
 	c.grant = kept(g)
 	c.mu.Unlock()
 	if !m.leases.Renew(&c.lease, terms(g.Decision)) {
-		return false
+		return false, nil
 	}
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session renewed", s.attrs()...)
-	return true
+	return true, nil
 }
 
-// find returns nil for an id of no open session that can be renewed.
+// find returns nil for an id of no open session.
 func (m *Manager) find(id string) *Session {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.byID[id]
+	m.registry.mu.Lock()
+	defer m.registry.mu.Unlock()
+	return m.registry.byID[id]
 }
-
-func (m *Manager) remove(s *Session) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.byID, s.ID)
-}
-
-// VerifyAgain asks about the credential that the session lives by now. Another subject than the session's means that the
-// credential is another's by now, which ends the session.
-func (c *credential) VerifyAgain(ctx context.Context) (lease.Terms, error) {
-	s := c.session
-	m := s.manager
-	c.mu.Lock()
-	grant := c.grant
-	c.mu.Unlock()
-	decision, err := m.verifier.VerifyAgain(ctx, grant.Credential)
-	if err == nil && decision.Subject != s.Subject {
-		err = &auth.RefusedError{Cause: errors.New("it names another subject now")}
-	}
-	if err != nil {
-		m.log.LogAttrs(ctx, slog.LevelDebug, "not verified again", slog.String("subject", s.Subject), slog.Any("error", err))
-	}
-	if _, unavailable := errors.AsType[*auth.UnavailableError](err); unavailable {
-		m.outage.Do(func() { m.log.Warn("sessions cannot be verified again, and end if that lasts", "error", err) })
-	}
-	_, refused := errors.AsType[*auth.RefusedError](err)
-	_, denied := errors.AsType[*auth.DeniedError](err)
-	if refused || denied {
-		err = lease.ErrRefused
-	}
-	return terms(decision), err
-}
-
-func terms(d auth.Decision) lease.Terms {
-	return lease.Terms{Until: d.Until, Expires: d.Expires, Final: d.Final}
-}
-
-// End is when a session with that decision ends unless it is verified again or renewed; zero: never.
-func End(d auth.Decision) time.Time { return terms(d).End() }
 
 // Drain ends all sessions with Close 1001, spread over that time; see [relay.Relay.Drain].
 func (m *Manager) Drain(ctx context.Context, spread time.Duration) { m.relay.Drain(ctx, spread) }
@@ -177,11 +200,14 @@ func (m *Manager) Wait(ctx context.Context) error { return m.relay.Wait(ctx) }
 // Len is the number of live sessions.
 func (m *Manager) Len() int { return m.relay.Len() }
 
-// Held is how many sessions have something to be done about their credential, and how many can be found by their id.
-func (m *Manager) Held() (leases, renewable int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.leases.Len(), len(m.byID)
+// Held is how many sessions have something to be done about their credential, and how many can be found.
+func (m *Manager) Held() (leases, found int) {
+	if m.registry == nil {
+		return m.leases.Len(), 0
+	}
+	m.registry.mu.Lock()
+	defer m.registry.mu.Unlock()
+	return m.leases.Len(), len(m.registry.byID)
 }
 
 // Close ends all sessions at once, without a Close frame, waits for their ends until ctx does, and forgets all leases.
@@ -189,4 +215,5 @@ func (m *Manager) Close(ctx context.Context) {
 	m.relay.Cut()
 	m.relay.Wait(ctx)
 	m.leases.Close()
+	m.events.close()
 }

@@ -6,9 +6,6 @@ import (
 	"sync"
 
 	"portcullis/proxy/admin"
-	"portcullis/proxy/auth"
-	"portcullis/proxy/frame"
-	"portcullis/proxy/lease"
 	"portcullis/proxy/relay"
 	"portcullis/ratelimit"
 )
@@ -36,30 +33,31 @@ func (i *Info) attrs() []slog.Attr {
 // it is small.
 type Session struct {
 	Info
-	manager    *Manager
-	slot       *ratelimit.Slot
+	manager *Manager
+	slot    *ratelimit.Slot
+	control *control // nil: nothing can be done with it but to wait for its end
+}
+
+// control is by what a session is found, verified again, spoken to and ended.
+type control struct {
 	credential *credential // nil: it neither ends nor is verified again nor can be renewed
+	history    *position   // in the history of pushes; nil: the client did not ask for it
+
+	// Guarded by the registry's mu; zero where there is none.
+	order                    int64 // when it was opened, in nanoseconds since 1970, and its place among the others; unique
+	groups                   []string
+	inAll, inSubject, inPath link
+
+	mu     sync.Mutex // guards what follows
+	live   relay.Session
+	ending *ending       // why it is to end, decided before the relay had it; nil: it is not
+	early  []*relay.Push // pushes that came before the relay had it
 }
 
-// credential ties a session to the grant that it lives by. It is the holder of the session's lease.
-type credential struct {
-	session *Session
-	lease   lease.Lease
-
-	mu    sync.Mutex // guards what follows
-	grant auth.Grant // without its token where that is not to be verified again
-	live  relay.Session
-	over  *lease.EndReason // the lease ended before the relay had the session; nil: it has not
-}
-
-// closings are the Close frames that both sides get when a lease ends, and the end's reason.
-var closings = map[lease.EndReason]struct {
+// ending is why a session ends, and what both sides are told.
+type ending struct {
 	reason  relay.Reason
 	closing relay.Closing
-}{
-	lease.Expired:     {relay.Expired, relay.Closing{Code: frame.CodeUnauthorized, Reason: "token expired"}},
-	lease.Revoked:     {relay.Revoked, relay.Closing{Code: frame.CodeUnauthorized, Reason: "token revoked"}},
-	lease.Unavailable: {relay.AuthUnavailable, relay.Closing{Code: frame.CodeTryAgain, Reason: "authentication unavailable"}},
 }
 
 // Start hands both connections to the relay, which owns them and the session's slot from here on. The session may be over before
@@ -68,18 +66,81 @@ func (s *Session) Start(h relay.Handover) {
 	m := s.manager
 	m.metrics.SessionStarted()
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	m.events.opened(s)
 	h.Ended = s.ended
 	live := m.relay.Start(h)
-	if s.credential != nil {
-		s.credential.started(live)
+	if s.control != nil {
+		s.started(live)
+	}
+}
+
+// started notes that the relay has the session. What was decided before happens now. Nothing is asked of the relay under mu,
+// since the relay asks back what a session has missed.
+func (s *Session) started(live relay.Session) {
+	c := s.control
+	c.mu.Lock()
+	if len(c.early) > 0 {
+		c.mu.Unlock()
+		s.startedAndPushed(live)
+		return
+	}
+	c.live = live
+	e := c.ending
+	c.mu.Unlock()
+	switch {
+	case e != nil:
+		live.Close(e.reason, e.closing)
+	case c.history != nil:
+		s.push(live, nil)
+	}
+}
+
+// startedAndPushed is started where pushes came first: those that follow wait until these are queued.
+func (s *Session) startedAndPushed(live relay.Session) {
+	c := s.control
+	s.manager.publisher.Lock()
+	defer s.manager.publisher.Unlock()
+	c.mu.Lock()
+	c.live = live
+	early, e := c.early, c.ending
+	c.early = nil
+	c.mu.Unlock()
+	for _, p := range early {
+		s.push(live, p)
+	}
+	if e != nil {
+		live.Close(e.reason, e.closing)
+	}
+}
+
+// push queues a push for a session that the relay has just got; nil: what it has missed.
+func (s *Session) push(live relay.Session, p *relay.Push) {
+	s.manager.relay.Push(p, []relay.Session{live}, []relay.Recipient{(*recipient)(s)})
+}
+
+// end ends a session, or has it ended as soon as the relay has it.
+func (c *control) end(e ending) {
+	c.mu.Lock()
+	live := c.live
+	if live == nil && c.ending == nil {
+		c.ending = &e
+	}
+	c.mu.Unlock()
+	if live != nil {
+		live.Close(e.reason, e.closing)
 	}
 }
 
 // Release forgets a session that comes to nothing. Its slot stays its opener's.
 func (s *Session) Release() {
-	if s.credential != nil {
-		s.manager.remove(s)
-		s.manager.leases.Release(&s.credential.lease)
+	if s.control == nil {
+		return
+	}
+	if s.manager.registry != nil {
+		s.manager.registry.remove(s)
+	}
+	if c := s.control.credential; c != nil {
+		s.manager.leases.Release(&c.lease)
 	}
 }
 
@@ -87,6 +148,7 @@ func (s *Session) Release() {
 func (s *Session) ended(e relay.End) {
 	s.Release()
 	s.slot.Release()
+	s.manager.events.ended(s, e)
 	s.manager.metrics.SessionEnded(admin.EndedSession{
 		Reason:           string(e.Reason),
 		Code:             e.Code,
@@ -105,24 +167,4 @@ func (s *Session) ended(e relay.End) {
 		slog.Int64("upstream_messages", e.FromUpstream.Messages),
 		slog.Int64("upstream_bytes", e.FromUpstream.Bytes),
 	)...)
-}
-
-// started notes that the relay has the session. A lease that has ended meanwhile ends it now.
-func (c *credential) started(live relay.Session) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.live = live; c.over != nil {
-		live.Close(closings[*c.over].reason, closings[*c.over].closing)
-	}
-}
-
-// LeaseEnded tells both sides.
-func (c *credential) LeaseEnded(why lease.EndReason) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.live == nil {
-		c.over = &why
-		return
-	}
-	c.live.Close(closings[why].reason, closings[why].closing)
 }

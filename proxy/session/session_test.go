@@ -37,13 +37,20 @@ func TestCredentialIsKeptOnlyToVerifyAgain(t *testing.T) {
 			if tt.recheck {
 				c.Lease.Recheck = time.Hour
 			}
-			m := New(c)
-			s := m.Open(Info{ID: "x"}, auth.Grant{Credential: auth.Credential{Token: "secret"}, Decision: tt.decision}, nil)
-			if (s.credential != nil) != tt.held {
-				t.Fatalf("held: got %t, want %t", s.credential != nil, tt.held)
+			m, err := New(c)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if tt.held && (s.credential.grant.Token != "") != tt.token {
-				t.Errorf("token: got %q, want one: %t", s.credential.grant.Token, tt.token)
+			s, err := m.Open(Opening{Info: Info{ID: "x"}, Grant: auth.Grant{Credential: auth.Credential{Token: "secret"}, Decision: tt.decision}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			leased := s.control != nil && s.control.credential != nil
+			if leased != tt.held {
+				t.Fatalf("held: got %t, want %t", leased, tt.held)
+			}
+			if tt.held && (s.control.credential.grant.Token != "") != tt.token {
+				t.Errorf("token: got %q, want one: %t", s.control.credential.grant.Token, tt.token)
 			}
 			s.Release()
 			if leases, renewable := m.Held(); leases != 0 || renewable != 0 {
@@ -66,17 +73,19 @@ func (c *closed) Close(r relay.Reason, _ relay.Closing) { c.reasons = append(c.r
 func TestLeaseThatEndsFirst(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		do   func(*credential, relay.Session)
+		do   func(*Session, relay.Session)
 		want []relay.Reason
 	}{
-		{"before", func(n *credential, s relay.Session) { n.LeaseEnded(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
-		{"after", func(n *credential, s relay.Session) { n.started(s); n.LeaseEnded(lease.Expired) }, []relay.Reason{relay.Expired}},
-		{"never", func(n *credential, s relay.Session) { n.started(s) }, nil},
-		{"the session comes to nothing", func(n *credential, s relay.Session) { n.LeaseEnded(lease.Expired) }, nil},
+		{"before", func(n *Session, s relay.Session) { n.control.credential.LeaseEnded(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
+		{"after", func(n *Session, s relay.Session) { n.started(s); n.control.credential.LeaseEnded(lease.Expired) }, []relay.Reason{relay.Expired}},
+		{"never", func(n *Session, s relay.Session) { n.started(s) }, nil},
+		{"the session comes to nothing", func(n *Session, s relay.Session) { n.control.credential.LeaseEnded(lease.Expired) }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &closed{}
-			tt.do(&credential{}, s)
+			opened := &Session{control: &control{}}
+			opened.control.credential = &credential{session: opened}
+			tt.do(opened, s)
 			if !slices.Equal(s.reasons, tt.want) {
 				t.Errorf("closed for %q, want %q", s.reasons, tt.want)
 			}

@@ -17,6 +17,9 @@ func (s *Setting) parse(value string) error {
 	if quoted(value) && !s.Secret {
 		return fmt.Errorf("%q has quotes, which are part of it where no shell takes them away; want it without", value)
 	}
+	if s.size {
+		return s.parseSize(value)
+	}
 	// A struct of this one field, since the library parses whole structs.
 	one := reflect.New(reflect.StructOf([]reflect.StructField{{Name: "Value", Type: s.field.Type(), Tag: `env:"VALUE"`}}))
 	err := env.ParseWithOptions(one.Interface(), env.Options{
@@ -28,6 +31,31 @@ func (s *Setting) parse(value string) error {
 	}
 	s.field.Set(one.Elem().Field(0))
 	return nil
+}
+
+// units are what may stand behind the number of a size.
+var units = []struct {
+	name  string
+	shift uint
+}{{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"", 0}}
+
+// parseSize sets an int64 to a number of bytes.
+func (s *Setting) parseSize(value string) error {
+	for _, unit := range units {
+		digits, ok := strings.CutSuffix(value, unit.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if errors.Is(err, strconv.ErrRange) || err == nil && n != n<<unit.shift>>unit.shift {
+			return fmt.Errorf("%q is too large; want a number that fits into 64 bits", value)
+		}
+		if err == nil {
+			s.field.SetInt(n << unit.shift)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no size; want a number of bytes such as 1000000, 256KiB or 1MiB", value)
 }
 
 // quoted reports whether a value is in quotes, as a shell would have taken away.

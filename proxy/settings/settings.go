@@ -4,6 +4,7 @@
 //	envDefault:"30s"   the value when the variable is not set or empty
 //	empty:"no limit"   an empty variable does not mean the default, but this
 //	secret:"true"      a string that is never shown, and that may be in the file which NAME_FILE names
+//	size:"true"        an int64 that is a number of bytes, and may be written as 256KiB, 1MiB or 1GiB
 //	guard:"true"       without the setting something is open, so a misspelt name of it is a mistake
 //	needs:"A|B"        the setting has an effect only if A or B is neither zero nor empty
 //	below:"A"          the setting, an integer or a duration, has no effect above A, unless A is 0
@@ -34,6 +35,7 @@ type Setting struct {
 
 	field        reflect.Value // not valid: the variable names the file of a secret
 	emptyIsValue bool
+	size         bool
 	needs, below string
 }
 
@@ -69,6 +71,7 @@ func collect(list List, of reflect.Value, guard bool) List {
 		s := Setting{Name: name, Default: tag.Get("envDefault"), Secret: tag.Get("secret") == "true", Guard: guard,
 			field: field, needs: tag.Get("needs"), below: tag.Get("below")}
 		_, s.emptyIsValue = tag.Lookup("empty")
+		s.size = tag.Get("size") == "true"
 		list = append(list, s)
 		if s.Secret {
 			if field.Kind() != reflect.String {

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package relay
+
+import "sync"
+
+func visitLoops(sessions []Session, _ visitor, _ *sync.WaitGroup) (rest []int) {
+	for i := range sessions {
+		rest = append(rest, i)
+	}
+	return rest
+}

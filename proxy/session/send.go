@@ -1,0 +1,81 @@
+package session
+
+import (
+	"portcullis/proxy/admin"
+	"portcullis/proxy/frame"
+	"portcullis/proxy/relay"
+)
+
+// Message is what is pushed.
+type Message struct {
+	Binary bool
+	Body   []byte // UTF-8 unless Binary
+}
+
+// Send pushes a message to the sessions that f chooses. The id is its own in the history; empty: there is none. Where Send has
+// returned, a push that is sent after it comes after it everywhere.
+func (m *Manager) Send(f Filter, msg Message) (reach relay.Reach, id string) {
+	op := frame.Text
+	if msg.Binary {
+		op = frame.Binary
+	}
+	m.publisher.Lock()
+	p, id, live, to, taken := m.publish(f, op, msg.Body)
+	wait := m.relay.Push(p, live, to)
+	m.publisher.Unlock()
+	reach = wait()
+	reach.Reached += taken
+	m.metrics.Pushed(admin.PushedSessions(reach))
+	return reach, id
+}
+
+// publish keeps a push in the history, and returns the sessions that get it now. Others, which it counts as taken, get it as soon
+// as the relay has them, or read it from the history because they are still behind.
+func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push, id string, live []relay.Session, to []relay.Recipient, taken int) {
+	if m.history != nil {
+		m.history.mu.Lock() // until the sessions are known: one that is behind now will find this push
+		defer m.history.mu.Unlock()
+		p, id = m.history.add(f, op, body)
+	} else {
+		p = relay.NewPush(op, body, nil)
+	}
+	m.registry.mu.Lock()
+	defer m.registry.mu.Unlock()
+	for s := range m.registry.find(&f, 0) {
+		c := s.control
+		if c.history != nil && c.history.behind {
+			taken++
+			continue
+		}
+		c.mu.Lock()
+		switch {
+		case c.live != nil:
+			live, to = append(live, c.live), append(to, (*recipient)(s))
+		case c.ending == nil:
+			c.early = append(c.early, p)
+			taken++
+		}
+		c.mu.Unlock()
+	}
+	return p, id, live, to, taken
+}
+
+// recipient is a session as the relay sees it when something is pushed to it.
+type recipient Session
+
+// NextPush implements [relay.Recipient].
+func (r *recipient) NextPush() *relay.Push {
+	if r.control.history == nil {
+		return nil
+	}
+	return r.manager.history.next((*Session)(r))
+}
+
+// Markers implements [relay.Recipient].
+func (r *recipient) Markers() bool { return r.control.history != nil }
+
+// PushDropped implements [relay.Recipient].
+func (r *recipient) PushDropped(why relay.Drop) {
+	r.manager.metrics.PushDropped(string(why))
+	r.manager.events.pushDropped((*Session)(r), why)
+}
