@@ -361,10 +361,12 @@ func (s *script) serve(to side) {
 		p.seen = append(p.seen, "gone")
 		return
 	}
-	s.insert(to)
-	if s.policy.takeFIN(to, s.clock) {
-		p.fin = true
-		p.seen = append(p.seen, "FIN")
+	for s.policy.wants(to) && !s.policy.peers[to].end.gone {
+		s.insert(to)
+		if s.policy.takeFIN(to, s.clock) {
+			p.fin = true
+			p.seen = append(p.seen, "FIN")
+		}
 	}
 }
 
@@ -442,6 +444,11 @@ func (s *script) checkWake() {
 		at = s.clock + 1000*time.Hour
 	}
 	early := s.policy
+	if early.pushes != nil {
+		copied := *early.pushes
+		copied.queue, copied.to = slices.Clone(copied.queue), &scriptRecipient{}
+		early.pushes = &copied
+	}
 	early.tick(at)
 	for to := range side(2) {
 		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.peers[to].end.closeFrame != s.policy.peers[to].end.closeFrame {
