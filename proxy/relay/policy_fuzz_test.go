@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -12,12 +13,13 @@ import (
 )
 
 // FuzzPolicy has two peers do anything in any order: well-formed frames and garbage, cut anywhere; FIN and reset; not
-// taking what is written, or not being there to take it; silence; and from our side drain and cut. Whatever they do:
+// taking what is written, or not being there to take it; silence; and from our side pushes, drain and cut. Whatever they do:
 //
 //   - nothing follows a Close frame, no frame is masked wrongly, and the engine has no reason to spin (script checks that
 //     as it goes along, and that nothing is due before wake);
 //   - what one peer gets is, byte for byte, what the other has sent, without the pongs that answer our pings, and with
-//     our own frames at boundaries alone;
+//     our own frames at boundaries alone, and pushes between messages, in their order;
+//   - of each push that was queued it is known what became of it;
 //   - traffic is counted as a second parser counts it, and where messages are taken apart no text that is not UTF-8 is a message;
 //   - once the end has begun and the peers fall silent, the session is over when every timeout has passed.
 func FuzzPolicy(f *testing.F) {
@@ -50,7 +52,7 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 	if terminate {
 		c = terminateConfig()
 	}
-	c.SessionMax, c.IdleTimeout, c.MessageMaxBytes = 10*time.Minute, 3*time.Minute, 100
+	c.SessionMax, c.IdleTimeout, c.MessageMaxBytes, c.PushQueue = 10*time.Minute, 3*time.Minute, 100, 30
 	s := newScript(t, c)
 	next := func() byte {
 		if len(moves) == 0 {
@@ -60,6 +62,7 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 		moves = moves[1:]
 		return b
 	}
+	to, queued := &scriptRecipient{}, 0
 	var ended [2]bool // the peer has shut its direction, or broken off
 	send := func(from side, b []byte) {
 		if !ended[from] {
@@ -70,7 +73,7 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 		move := next()
 		from := side(move & 1)
 		p := &s.peers[from]
-		switch move >> 1 % 24 {
+		switch move >> 1 % 26 {
 		case 0, 1, 2, 3:
 			send(from, from.text("message "+string(rune('a'+next()%26))))
 		case 4, 5:
@@ -129,6 +132,8 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 			if next() < 4 {
 				s.cut()
 			}
+		case 24, 25:
+			queued += s.push(to, fmt.Sprintf("%s%c", pushMark, 'a'+queued%26))[0].Reached
 		}
 	}
 	s.end(Drained, goingAway)
@@ -141,6 +146,10 @@ func playAtRandom(t *testing.T, terminate bool, moves []byte) {
 	}
 	for from := range side(2) {
 		s.checkWire(from, terminate)
+	}
+	p := &s.peers[client]
+	if n := p.pushes + len(to.dropped); n > queued || n < queued-1 { // one may have been cut in the middle
+		t.Errorf("%d pushes were queued, %d came and %d were dropped", queued, p.pushes, len(to.dropped))
 	}
 }
 

@@ -33,13 +33,16 @@ type scriptPeer struct {
 	acked, queued uint64
 	ackedAt       moment // 0: it cannot tell
 
-	wire   []byte   // taken and not yet a whole frame
-	raw    []byte   // every frame taken that was not ours, as it was on the wire
-	seen   []string // what it got since the last want
-	pings  [][]byte // payloads of our pings, in order
-	closed bool     // it got a Close frame
-	fin    bool     // and the end of our direction
-	gone   bool     // its connection is closed
+	wire     []byte   // taken and not yet a whole frame
+	raw      []byte   // every frame taken that was not ours, as it was on the wire
+	seen     []string // what it got since the last want
+	pings    [][]byte // payloads of our pings, in order
+	lastPush byte
+	pushes   int  // of those in random sessions, which it got
+	open     bool // it is in the middle of a message
+	closed   bool // it got a Close frame
+	fin      bool // and the end of our direction
+	gone     bool // its connection is closed
 
 	// Terminating only: what the library has read from it and not yet
 	// written, and what it would write to it.
@@ -401,7 +404,10 @@ func (s *script) taken(to side, b []byte) {
 	}
 }
 
-// line keeps a frame that a peer got, in words, and reports whether it is a ping of ours.
+// pushMark begins what is pushed in random sessions.
+const pushMark = "push "
+
+// line keeps a frame that a peer got, in words, and reports whether it is a ping of ours or such a push.
 func (s *script) line(to side, h frame.Header, payload []byte) (ours bool) {
 	p := &s.peers[to]
 	what := map[frame.Opcode]string{frame.Continuation: "continuation", frame.Text: "text", frame.Binary: "binary",
@@ -416,6 +422,17 @@ func (s *script) line(to side, h frame.Header, payload []byte) (ours bool) {
 	case h.Opcode == frame.Ping && len(payload) == 8 && binary.BigEndian.Uint64(payload)-scriptNonce-1 < 1000:
 		p.pings = append(p.pings, payload)
 		what, ours = "our ping", true
+	case h.Opcode == frame.Text && bytes.HasPrefix(payload, []byte(pushMark)):
+		if p.open {
+			s.t.Fatalf("%v got %q inside a message", to, payload)
+		}
+		if rank := payload[len(pushMark)] - 'a'; p.pushes > 0 && (rank+26-p.lastPush-1)%26 > 20 {
+			s.t.Fatalf("%v got %q twice, or too late", to, payload)
+		} else {
+			p.lastPush = rank
+		}
+		p.pushes++
+		what, ours = string(payload), true
 	case h.Opcode == frame.Close:
 		p.closed = true
 		code, reason, err := frame.ParseClose(payload)
@@ -427,6 +444,9 @@ func (s *script) line(to side, h frame.Header, payload []byte) (ours bool) {
 		what = fmt.Sprintf("%s of %d", what, len(payload))
 	default:
 		what += " " + string(payload)
+	}
+	if h.Opcode <= frame.Binary && !ours {
+		p.open = !h.Fin
 	}
 	p.seen = append(p.seen, what)
 	return ours
