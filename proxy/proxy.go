@@ -93,6 +93,7 @@ func New(c Config) (*Proxy, error) {
 	// What the rooms need of each other's settings.
 	c.Auth.Logger = cmp.Or(c.Auth.Logger, log)
 	c.Auth.Exhausted = gate.Exhausted
+	c.Auth.GroupClaims, c.Auth.GroupHeaders = c.Session.GroupPlaces()
 	c.Auth.Observe = func(took time.Duration, err error) { gate.ObserveAuth(metrics, took, err) }
 	perSession := c.Limits.PerSession()
 	c.Relay.MessageRate, c.Relay.MessageBurst = perSession.Messages, perSession.Burst

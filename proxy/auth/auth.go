@@ -105,7 +105,7 @@ func New(c Config) (*Auth, error) {
 	if c.Exhausted == nil {
 		c.Exhausted = func(error) bool { return false }
 	}
-	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.numbers(), c.foreign()}
+	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.numbers(), c.checkGroups(), c.foreign()}
 	var err error
 	switch c.Mode {
 	case modeEndpoint, modeIntrospect, modeJWT:

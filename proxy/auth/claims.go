@@ -75,12 +75,13 @@ func (c claims) GetAudience() (jwt.ClaimStrings, error) {
 type claimRules struct {
 	require []requirement
 	keep    []string // names, for AUTH_FORWARD
+	groups  []string // names, for SESSION_GROUPS
 }
 
 // newClaimRules returns an error of one line for each mistake. Those of
 // AUTH_FORWARD are not its own.
 func newClaimRules(c *Config) (claimRules, error) {
-	var rules claimRules
+	rules := claimRules{groups: c.GroupClaims}
 	var mistakes []error
 	for _, entry := range c.Require {
 		r, err := parseRequirement(entry)
@@ -119,7 +120,7 @@ func (r *claimRules) decide(c claims) (Decision, error) {
 			return Decision{}, required.denied()
 		}
 	}
-	d := Decision{Subject: subject}
+	d := Decision{Subject: subject, Groups: c.groups(r.groups)}
 	if exp, _ := c.GetExpirationTime(); exp != nil {
 		d.Expires = exp.Time
 	}

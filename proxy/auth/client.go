@@ -36,6 +36,8 @@ type client struct {
 	timeout   time.Duration
 	maxBody   int64 // of a 200; 0: its status says it all
 	transport *http.Transport
+
+	groupHeaders []string // canonical; of an answer that accepts
 }
 
 // newClient returns an error of one line for each mistake.
@@ -50,7 +52,11 @@ func newClient(c *Config) (*client, error) {
 	if err := errors.Join(urlErr, c.checkTLSUse("AUTH_URL", u), transportErr, clientErr); err != nil {
 		return nil, err
 	}
-	return &client{url: u, header: header, timeout: c.Timeout, transport: transport}, nil
+	caller := &client{url: u, header: header, timeout: c.Timeout, transport: transport}
+	for _, name := range c.GroupHeaders {
+		caller.groupHeaders = append(caller.groupHeaders, http.CanonicalHeaderKey(name))
+	}
+	return caller, nil
 }
 
 const userAgent = "portcullis"
@@ -344,8 +350,8 @@ const subjectKey = "X-Auth-Subject"
 
 // accept returns the decision of an answer that says yes. A yes for we cannot
 // tell whom is no yes.
-func (a answer) accept() (Decision, error) {
-	d := Decision{Until: holdsUntil(a.header, a.asked), noStore: !storable(a.header, a.asked)}
+func (c *client) accept(a answer) (Decision, error) {
+	d := Decision{Groups: c.groupsOf(a), Until: holdsUntil(a.header, a.asked), noStore: !storable(a.header, a.asked)}
 	switch values := a.header[subjectKey]; len(values) {
 	case 0:
 	case 1:

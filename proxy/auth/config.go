@@ -90,6 +90,11 @@ type Config struct {
 	// and are deleted from every client request. Empty: none.
 	CopyHeaders []string `env:"AUTH_COPY_HEADERS" modes:"forward"`
 
+	// GroupClaims and GroupHeaders are the claims, and the headers of an answer, that are kept as [Decision.Groups]. Where
+	// the mode has no such thing it is a mistake, of SESSION_GROUPS.
+	GroupClaims  []string `env:"-"`
+	GroupHeaders []string `env:"-"`
+
 	// Exhausted reports whether a call failed for want of something on this
 	// side, such as a descriptor, which says nothing about the service. Nil:
 	// none does.

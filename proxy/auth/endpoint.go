@@ -80,7 +80,7 @@ func (e *endpoint) verify(ctx context.Context, c Credential) (Decision, error) {
 		}
 		return refused("status 200 with a body other than 1")
 	}
-	return a.accept()
+	return e.accept(a)
 }
 
 // request asks about token.

@@ -116,7 +116,7 @@ func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
 	case a.status/100 != 2:
 		return Decision{}, a.unavailable()
 	}
-	d, err := a.accept()
+	d, err := f.accept(a)
 	if err != nil {
 		return Decision{}, err
 	}

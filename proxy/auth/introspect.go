@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 
@@ -52,6 +53,11 @@ func (i *introspection) verify(ctx context.Context, c Credential) (Decision, err
 	}
 	if err != nil {
 		return Decision{}, err
+	}
+	if groups := i.groupsOf(a); d.Groups == nil {
+		d.Groups = groups
+	} else {
+		maps.Copy(d.Groups, groups)
 	}
 	d.Until, d.noStore = earlier(d.Expires, holdsUntil(a.header, a.asked)), forbidden
 	return d, nil

@@ -70,6 +70,7 @@ func kept(g auth.Grant) auth.Grant {
 	if g.Final {
 		g.Credential = auth.Credential{}
 	}
+	g.Groups, g.Claims, g.Headers = nil, nil, nil // which were used when it was opened
 	return g.Clone()
 }
 

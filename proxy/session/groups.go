@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ func parseGroupPlaces(list []string) (places []groupPlace, err error) {
 			mistakes = append(mistakes, fmt.Errorf("SESSION_GROUPS: %q is no place of groups; want claim:NAME, auth:HEADER or query:NAME", entry))
 			continue
 		}
+		if kind == "auth" {
+			name = http.CanonicalHeaderKey(name)
+		}
 		p := groupPlace{kind, name}
 		if slices.Contains(places, p) {
 			mistakes = append(mistakes, fmt.Errorf("SESSION_GROUPS: %q is there twice; want it once", entry))
@@ -41,6 +45,20 @@ func parseGroupPlaces(list []string) (places []groupPlace, err error) {
 		places = append(places, p)
 	}
 	return places, errors.Join(mistakes...)
+}
+
+// GroupPlaces are the claims and the headers of a verifier's answer that SESSION_GROUPS names.
+func (c *Config) GroupPlaces() (claims, headers []string) {
+	places, _ := parseGroupPlaces(c.Groups)
+	for _, p := range places {
+		switch p.kind {
+		case "claim":
+			claims = append(claims, p.name)
+		case "auth":
+			headers = append(headers, p.name)
+		}
+	}
+	return claims, headers
 }
 
 // GroupsError says that a session's groups cannot be used.
