@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"cmp"
 	"crypto/rand"
 	"strings"
 	"time"
@@ -30,7 +31,7 @@ func (u *upgrade) hijack(s socket) *refusal.Refusal {
 		s.leavePending()
 		return &refusal.Refusal{Reason: refusal.Internal, Err: err}
 	}
-	s.conn, s.buffered, s.id = conn, buffered, rand.Text()
+	s.conn, s.buffered, s.id = conn, buffered, cmp.Or(s.id, rand.Text())
 	u.socket = &s
 	return nil
 }
@@ -52,16 +53,13 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 	if g.closing() {
 		return &refusal.Refusal{Reason: refusal.Draining}
 	}
-	var answer []byte
-	if u.socket == nil {
-		if no := u.hijack(socket{}); no != nil {
-			return no
-		}
-		answer = g.switchingProtocols(u)
+	id := rand.Text()
+	if u.socket != nil {
+		id = u.socket.id
 	}
 	s, err := g.Sessions.Open(session.Opening{
 		Info: session.Info{
-			ID:       u.socket.id,
+			ID:       id,
 			Subject:  strings.Clone(u.grant.Subject),
 			Client:   u.From.Addr.String(),
 			Path:     strings.Clone(truncatePath(u.Path)),
@@ -81,6 +79,13 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 			s.Release()
 		}
 	}()
+	var answer []byte
+	if u.socket == nil {
+		if no := u.hijack(socket{id: id}); no != nil {
+			return no
+		}
+		answer = g.switchingProtocols(u)
+	}
 	if answer = append(answer, s.Hello(session.End(u.grant.Decision))...); len(answer) > 0 {
 		if no := u.socket.write(answer); no != nil {
 			return no

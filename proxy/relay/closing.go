@@ -30,7 +30,6 @@ func (p *policy) setReason(r Reason, code int) {
 		return
 	}
 	p.reason, p.code = r, code
-	p.dropPushes()
 	if p.meter.until != 0 {
 		p.wakeBy(0) // a throttled client is listened to again
 	}
@@ -197,6 +196,9 @@ func (p *policy) leave(s side, now moment) {
 	e, o := &p.peers[s], &p.peers[s.other()]
 	p.resumeReading(s, now)
 	e.end.gone = true
+	if s == client {
+		p.dropPushes()
+	}
 	o.end.slides = false
 	if o.shut() || o.end.closeFrame != nil {
 		return

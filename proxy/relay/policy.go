@@ -368,9 +368,10 @@ func (p *policy) insertion(s side, now moment) (b []byte) {
 	switch {
 	case e.writing.pending:
 		return nil
-	case e.due():
-	case p.pushDue(s) && !p.inMessage(s):
+	case e.due() && !e.closeDue(): // a ping does not wait for pushes
+	case p.pushDue(s) && !p.inMessage(s): // and they not for the end
 		return p.nextPush(now)
+	case e.due():
 	default:
 		return nil
 	}

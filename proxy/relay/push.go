@@ -96,7 +96,7 @@ func (p *policy) queuePush(m *Push, now moment) {
 // nextMissed queues the next of what the client has missed.
 func (p *policy) nextMissed(now moment) {
 	q := p.pushes
-	if !q.missed || len(q.queue) > 0 || q.writing {
+	if !q.missed || len(q.queue) > 0 || q.writing || p.reason != "" {
 		return
 	}
 	if m := q.to.NextPush(); m != nil {
@@ -108,6 +108,7 @@ func (p *policy) nextMissed(now moment) {
 
 // tooSlow ends a session whose client does not take what is pushed to it.
 func (p *policy) tooSlow(now moment) {
+	p.dropPushes()
 	p.end(TooSlow, Closing{frame.CodeTryAgain, "too slow"}, now)
 }
 
@@ -115,7 +116,7 @@ func (e *peer) closeDue() bool { return e.end.closeFrame != nil }
 
 // pushDue reports whether a push waits for the next message boundary towards side s.
 func (p *policy) pushDue(s side) bool {
-	return s == client && p.pushes != nil && len(p.pushes.queue) > 0 && !p.peers[s].shut() && !p.peers[s].closeDue()
+	return s == client && p.pushes != nil && len(p.pushes.queue) > 0 && !p.peers[s].shut()
 }
 
 // inMessage reports whether what was handed out for side s ends inside a message.

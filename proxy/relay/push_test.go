@@ -206,11 +206,19 @@ func TestQueuedPushesOfASessionThatEnds(t *testing.T) {
 		s.block(client)
 		s.push(to, "being written", "waits")
 		s.end(Kicked, Closing{frame.CodeForbidden, "kicked"})
+		wantReach(t, s.push(to, "late"), Reach{Ending: 1})
+		s.unblock(client)
+		s.want(client, "text being written", "text waits", "close 3003 kicked")
+
+		s, to = newScript(t, c), &scriptRecipient{}
+		s.block(client)
+		s.push(to, "being written", "waits")
+		s.end(Kicked, Closing{frame.CodeForbidden, "kicked"})
+		s.wait(c.CloseTimeout)
+		s.want(client, "gone")
 		if want := []Drop{Ended}; !slices.Equal(to.dropped, want) {
 			t.Errorf("dropped %q, want %q", to.dropped, want)
 		}
-		s.unblock(client)
-		s.want(client, "text being written", "close 3003 kicked")
 	})
 }
 

@@ -5,15 +5,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/lease"
 	"portcullis/proxy/relay"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // What is kept of a request for as long as the session lasts.
 func TestCredentialIsKeptOnlyToVerifyAgain(t *testing.T) {
