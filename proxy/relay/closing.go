@@ -55,10 +55,11 @@ func (p *policy) cut(now moment) {
 // to which no such boundary comes, or that does not take it, is cut.
 func (p *policy) closeWith(s side, c Closing, now moment) {
 	e := &p.peers[s]
-	if e.shut() || e.end.closeFrame != nil {
+	if e.shut() || e.end.closing == closeDue {
 		return
 	}
-	e.end.closeFrame, e.ping.due = &c, false
+	e.end.closing, e.end.frame = closeDue, &c
+	e.ping.leave(pingDue)
 	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
 }
@@ -92,13 +93,13 @@ func (p *policy) violated(s side, err error, now moment) {
 // the upstream is given the time to do it, which also leaves the TIME_WAIT to it.
 func (p *policy) closeHandshakeDone(s side, now moment) {
 	e := &p.peers[s]
-	if !e.reading.closed || !e.end.closeSent {
+	if !e.reading.closed || e.end.closing != closeSent {
 		return
 	}
 	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
 	if s == client {
-		e.end.finDue = true
+		e.setFIN()
 	}
 	p.closeIfDone(s, now)
 }
@@ -107,15 +108,16 @@ func (p *policy) closeHandshakeDone(s side, now moment) {
 func (p *policy) eof(s side, now moment) {
 	e, o := &p.peers[s], &p.peers[s.other()]
 	e.reading.eof = true
-	e.ping.deadline, e.ping.pausedFor = 0, 0
+	e.ping.leave(pingAwaited, pingPaused)
 	switch {
 	case e.reading.closed:
 	case s == upstream:
 		p.loseUpstream(peerLost[upstream], now)
-	case !o.shut() && o.end.closeFrame == nil:
+	case !o.shut() && o.end.closing != closeDue:
 		// The client may still listen, so what the upstream has to say goes on.
 		p.setReason(ClientGone, frame.CodeAbnormal)
-		o.end.finDue, o.end.slides = true, true
+		o.setFIN()
+		o.end.slides = true
 		p.stopBy(upstream, now+p.closeTimeout)
 	}
 	p.closeIfDone(s, now)
@@ -146,8 +148,9 @@ func (p *policy) writeFailed(s side, now moment) {
 		return
 	}
 	p.resumeReading(s, now)
-	e.ping.due, e.end.closeFrame, e.writing.failed = false, nil, true
-	e.end.closeStarted, e.end.closeSent, e.end.finSent = true, true, true
+	e.ping.leave(pingDue)
+	e.writing.failed = true
+	e.end.closing, e.end.frame, e.end.fin = closeSent, nil, finSent
 	e.end.slides = false
 	p.stopBy(s, now+p.closeTimeout)
 	p.closeIfDone(s, now)
@@ -185,7 +188,7 @@ func (p *policy) abandon(s side, words Closing, now moment) {
 // closeIfDone closes side s when neither direction has anything left to do.
 func (p *policy) closeIfDone(s side, now moment) {
 	e := &p.peers[s]
-	if !e.end.gone && e.reading.eof && !e.writing.pending && (e.end.finSent || e.end.closeStarted && e.end.closeSent) {
+	if !e.end.gone && e.reading.eof && !e.writing.pending && (e.end.fin == finSent || e.end.closing == closeSent) {
 		p.leave(s, now)
 	}
 }
@@ -200,9 +203,9 @@ func (p *policy) leave(s side, now moment) {
 		p.dropPushes()
 	}
 	o.end.slides = false
-	if o.shut() || o.end.closeFrame != nil {
+	if o.shut() || o.end.closing == closeDue {
 		return
 	}
-	o.end.finDue = true
+	o.setFIN()
 	p.stopBy(s.other(), now+p.closeTimeout)
 }

@@ -15,8 +15,7 @@ func (p *policy) heard(s side, now moment) {
 	}
 	// Also of a ping that is being written: its pong may come before we are told
 	// that it has been.
-	e.ping.deadline, e.ping.pausedFor, e.ping.appPing = 0, 0, 0
-	e.ping.writing, e.ping.due = false, false
+	e.ping.state, e.ping.appPing = noPing, 0
 	e.ack.target, e.ack.delivered = 0, false
 	if e.end.slides {
 		e.end.cutAt = now + p.closeTimeout
@@ -40,14 +39,14 @@ func (p *policy) heartbeat(s side, now moment) {
 		}
 		p.wakeBy(until)
 	}
-	if p.pingInterval == 0 || e.reading.eof || e.reading.closed || e.end.closeFrame != nil || e.shut() {
+	if p.pingInterval == 0 || e.reading.eof || e.reading.closed || e.end.closing == closeDue || e.shut() {
 		return
 	}
 	switch {
-	case p.unheard(s), e.ping.due, e.ping.writing:
+	case p.unheard(s), e.ping.state == pingDue, e.ping.state == pingWriting:
 		// We do not listen, or our ping is not out: silence means nothing yet.
 		p.wakeBy(now + p.pingInterval)
-	case e.ping.deadline != 0:
+	case e.ping.state == pingAwaited:
 		p.followDelivery(s, now)
 		if now >= e.ping.deadline {
 			p.pongTimedOut(s, now)
@@ -61,7 +60,7 @@ func (p *policy) heartbeat(s side, now moment) {
 			due = max(due, e.ping.appPing+p.pongTimeout)
 		}
 		if now >= due {
-			e.ping.due = true
+			e.ping.state = pingDue
 			due = now + p.pingInterval
 		}
 		p.wakeBy(due)
@@ -86,7 +85,7 @@ func (p *policy) writeDeadline(s side) moment {
 func (p *policy) appendPing(s side, b []byte) []byte {
 	e := &p.peers[s]
 	e.ping.sent++
-	e.ping.writing = true
+	e.ping.state = pingWriting
 	return frame.AppendControl(b, s.role(), frame.Ping, binary.BigEndian.AppendUint64(nil, p.nonce+e.ping.sent))
 }
 
@@ -109,7 +108,7 @@ func (p *policy) passedPing(s side, now moment) {
 		return
 	}
 	e.ping.appPing = now
-	e.ping.deadline, e.ping.pausedFor, e.ping.writing, e.ping.due = 0, 0, false, false
+	e.ping.state = noPing
 	p.wakeBy(now + p.pongTimeout)
 }
 

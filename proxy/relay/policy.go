@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"slices"
 	"time"
 
 	"portcullis/proxy/frame"
@@ -93,12 +94,28 @@ type writing struct {
 
 // heartbeat is our pings to a peer, and its answers.
 type heartbeat struct {
-	sent      uint64 // how many of ours went out
-	due       bool   // one of ours is due at the next boundary
-	writing   bool   // it has been handed out, but not all of it has been written
-	deadline  moment // by when a byte must come in answer to it; 0: none is awaited
-	pausedFor moment // what was left until then, while the peer is not read
-	appPing   moment // when the first ping of the other side since the last byte passed; 0: none has
+	sent     uint64 // how many of ours went out
+	state    pingState
+	deadline moment // pingAwaited: by when a byte must come; pingPaused: how long is left from when the peer is read again
+	appPing  moment // when the first ping of the other side since the last byte passed; 0: none has
+}
+
+// pingState is how far a ping of ours has come. Any byte from the peer, or a ping of the application to it, begins anew.
+type pingState uint8
+
+const (
+	noPing      pingState = iota // none is under way
+	pingDue                      // it goes out at the next boundary
+	pingWriting                  // it has been handed out, and not all of it has been written
+	pingAwaited                  // an answer must come before the deadline
+	pingPaused                   // the same, but the peer is not read: the deadline stands still
+)
+
+// leave changes the state where it is one of those.
+func (h *heartbeat) leave(states ...pingState) {
+	if slices.Contains(states, h.state) {
+		h.state = noPing
+	}
 }
 
 // acknowledged is what the kernel last said of a peer; see queryKernel.
@@ -109,18 +126,36 @@ type acknowledged struct {
 	delivered bool   // it has been
 }
 
-// closeState is how far the close of a peer has come.
+// closeState is how far the close of a peer has come. The Close frame may be missing, and so may the FIN: whoever closes the
+// connection need not shut it before.
 type closeState struct {
-	closeFrame   *Closing // the Close frame that is due at the next boundary; nil: none
-	closeStarted bool     // a Close frame has been handed out: nothing more is (RFC 6455, section 5.5.1)
-	closeSent    bool     // and written
-	forwarded    bool     // it was the other side's own
-	finDue       bool     // our direction is to be shut once all has been written
-	finSent      bool
-	gone         bool   // the connection is to be closed, or was
-	cutAt        moment // when it is cut if nothing comes of it; 0: never
-	slides       bool   // every byte from the peer moves that back
+	closing   closingState
+	fin       finState
+	forwarded bool     // the Close frame was the other side's own
+	gone      bool     // the connection is to be closed, or was
+	slides    bool     // every byte from the peer moves cutAt back
+	frame     *Closing // closeDue: what it says
+	cutAt     moment   // when it is cut if nothing comes of it; 0: never
 }
+
+// closingState is how far our Close frame to a peer has come.
+type closingState uint8
+
+const (
+	notClosing   closingState = iota
+	closeDue                  // it goes out at the next boundary
+	closeWriting              // it has been handed out: nothing more is (RFC 6455, section 5.5.1)
+	closeSent                 // it has been written, or never will be
+)
+
+// finState is how far the end of our direction to a peer has come.
+type finState uint8
+
+const (
+	noFIN   finState = iota
+	finDue           // the direction is to be shut once all has been written
+	finSent          // it has been, or never will be
+)
 
 // outgoing follows what goes out to a side when terminating: not what came in
 // at the other.
@@ -296,7 +331,7 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 			p.closeWith(s.other(), Closing{code, reason}, now)
 			return false
 		}
-		to.end.closeStarted = true
+		to.end.closing = closeWriting
 		p.stopBy(s.other(), now+p.closeTimeout)
 		return true
 	case frame.Ping:
@@ -310,7 +345,7 @@ func (p *policy) control(s side, part frame.Part, wire []byte, now moment) (pass
 		return false
 	}
 	if p.terminate {
-		if to.end.closeFrame == nil {
+		if to.end.closing != closeDue {
 			to.writing.library.enqueue(s.other(), part.Header.Opcode, payload)
 		}
 		return false
@@ -331,11 +366,14 @@ func (o *outgoing) enqueue(s side, op frame.Opcode, payload []byte) {
 }
 
 // shut reports whether nothing more is handed out for this side.
-func (e *peer) shut() bool { return e.end.closeStarted || e.end.finDue || e.end.gone }
+func (e *peer) shut() bool { return e.end.closing >= closeWriting || e.end.fin != noFIN || e.end.gone }
+
+// setFIN has our direction shut once all has been written, unless it has been.
+func (e *peer) setFIN() { e.end.fin = max(e.end.fin, finDue) }
 
 // due reports whether a frame waits for the next boundary towards this side.
 func (e *peer) due() bool {
-	return (e.ping.due || e.end.closeFrame != nil || e.writing.library != nil && len(e.writing.library.queue) > 0) && !e.shut()
+	return (e.ping.state == pingDue || e.end.closing == closeDue || e.writing.library != nil && len(e.writing.library.queue) > 0) && !e.shut()
 }
 
 // inside reports whether what was handed out for side s ends inside a frame.
@@ -350,7 +388,7 @@ func (p *policy) inside(s side) bool {
 // insert now, a direction to shut, a connection to close.
 func (p *policy) wants(s side) bool {
 	e := &p.peers[s]
-	return e.end.gone || !e.writing.pending && (e.end.finDue && !e.end.finSent || e.due() && (!p.inside(s) || p.frameNeverEnds(s)) ||
+	return e.end.gone || !e.writing.pending && (e.end.fin == finDue || e.due() && (!p.inside(s) || p.frameNeverEnds(s)) ||
 		p.pushDue(s) && !p.inMessage(s))
 }
 
@@ -368,7 +406,7 @@ func (p *policy) insertion(s side, now moment) (b []byte) {
 	switch {
 	case e.writing.pending:
 		return nil
-	case e.due() && !e.closeDue(): // a ping does not wait for pushes
+	case e.due() && e.end.closing != closeDue: // a ping does not wait for pushes
 	case p.pushDue(s) && !p.inMessage(s): // and they not for the end
 		return p.nextPush(now)
 	case e.due():
@@ -376,7 +414,8 @@ func (p *policy) insertion(s side, now moment) (b []byte) {
 		return nil
 	}
 	if p.frameNeverEnds(s) {
-		e.ping.due, e.end.closeFrame, e.end.finDue = false, nil, true
+		e.ping.leave(pingDue)
+		e.end.closing, e.end.frame, e.end.fin = notClosing, nil, finDue
 		return b
 	}
 	if p.inside(s) {
@@ -387,13 +426,13 @@ func (p *policy) insertion(s side, now moment) (b []byte) {
 		b = append(b, e.writing.library.queue...)
 		e.writing.library.queue = nil
 	}
-	if e.ping.due && e.end.closeFrame == nil {
+	switch {
+	case e.end.closing == closeDue:
+		b = frame.AppendControl(b, s.role(), frame.Close, frame.ClosePayload(e.end.frame.Code, e.end.frame.Reason))
+		e.end.closing, e.end.frame = closeWriting, nil
+		e.ping.leave(pingDue)
+	case e.ping.state == pingDue:
 		b = p.appendPing(s, b)
-	}
-	e.ping.due = false
-	if e.end.closeFrame != nil {
-		b = frame.AppendControl(b, s.role(), frame.Close, frame.ClosePayload(e.end.closeFrame.Code, e.end.closeFrame.Reason))
-		e.end.closeFrame, e.end.closeStarted = nil, true
 	}
 	if len(b) > before {
 		p.beginWrite(s, now)
@@ -410,8 +449,8 @@ func (p *policy) beginWrite(s side, now moment) {
 	}
 	e.writing.pending, e.writing.start, e.writing.progress = true, now, now
 	p.wakeBy(now + lookOut)
-	if o.ping.deadline != 0 {
-		o.ping.pausedFor, o.ping.deadline = max(o.ping.deadline-now, 1), 0
+	if o.ping.state == pingAwaited {
+		o.ping.state, o.ping.deadline = pingPaused, max(o.ping.deadline-now, 0)
 	}
 }
 
@@ -435,8 +474,8 @@ func (p *policy) resumeReading(s side, now moment) {
 
 // resumeDeadline has the deadline of side s run on.
 func (p *policy) resumeDeadline(s side, now moment) {
-	if e := &p.peers[s]; e.ping.pausedFor != 0 {
-		e.ping.deadline, e.ping.pausedFor = now+e.ping.pausedFor, 0
+	if e := &p.peers[s]; e.ping.state == pingPaused {
+		e.ping.state, e.ping.deadline = pingAwaited, now+e.ping.deadline
 		p.wakeBy(e.ping.deadline)
 	}
 }
@@ -451,23 +490,22 @@ func (p *policy) endWrite(s side, now moment) {
 	if s == client {
 		p.pushWritten(now)
 	}
-	if e.ping.writing {
-		e.ping.writing = false
-		e.ping.pausedFor = p.pongTimeout
+	if e.ping.state == pingWriting {
+		e.ping.state, e.ping.deadline = pingPaused, p.pongTimeout
 		p.notePingTarget(s, now)
 		if !p.unheard(s) {
 			p.resumeDeadline(s, now)
 		}
 	}
-	if e.end.closeStarted && !e.end.closeSent {
-		e.end.closeSent, e.reading.discarded, e.reading.pausedUntil = true, 0, 0
+	if e.end.closing == closeWriting {
+		e.end.closing, e.reading.discarded, e.reading.pausedUntil = closeSent, 0, 0
 		// The answer may have to wait for the end of the message that the
 		// peer is sending (RFC 6455, section 5.5.1), and for nothing else.
 		e.end.slides = e.end.forwarded && e.reading.frames.InMessage()
 		p.stopBy(s, now+p.closeTimeout)
 		p.closeHandshakeDone(s, now)
 		if s == client && (o.reading.eof || o.end.gone) && !o.reading.closed {
-			e.end.finDue = true // the upstream broke off: there is no more to wait for
+			e.setFIN() // the upstream broke off: there is no more to wait for
 		}
 	}
 	p.closeIfDone(s, now)
@@ -476,10 +514,10 @@ func (p *policy) endWrite(s side, now moment) {
 // takeFIN reports, once, that our direction towards side s is to be shut now.
 func (p *policy) takeFIN(s side, now moment) bool {
 	e := &p.peers[s]
-	if e.end.gone || !e.end.finDue || e.end.finSent || e.writing.pending {
+	if e.end.gone || e.end.fin != finDue || e.writing.pending {
 		return false
 	}
-	e.end.finSent = true
+	e.end.fin = finSent
 	p.closeIfDone(s, now)
 	return true
 }

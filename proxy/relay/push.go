@@ -112,8 +112,6 @@ func (p *policy) tooSlow(now moment) {
 	p.end(TooSlow, Closing{frame.CodeTryAgain, "too slow"}, now)
 }
 
-func (e *peer) closeDue() bool { return e.end.closeFrame != nil }
-
 // pushDue reports whether a push waits for the next message boundary towards side s.
 func (p *policy) pushDue(s side) bool {
 	return s == client && p.pushes != nil && len(p.pushes.queue) > 0 && !p.peers[s].shut()

@@ -471,7 +471,7 @@ func (s *script) checkWake() {
 	}
 	early.tick(at)
 	for to := range side(2) {
-		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.peers[to].end.closeFrame != s.policy.peers[to].end.closeFrame {
+		if early.wants(to) != s.policy.wants(to) && !s.peers[to].gone || early.peers[to].end.frame != s.policy.peers[to].end.frame {
 			s.t.Fatalf("something is due for %v by %v after now, and wake is %v after now", to, at-s.clock, s.policy.wake-s.clock)
 		}
 	}

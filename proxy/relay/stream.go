@@ -211,7 +211,7 @@ func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[
 
 func (s *stream) hungUp(from side) (fin, broken bool) {
 	fin, broken = hungUpOf(s.conns[from])
-	return fin, broken && !s.policy.peers[from].end.finSent
+	return fin, broken && s.policy.peers[from].end.fin != finSent
 }
 
 func (s *stream) tick() {
