@@ -85,27 +85,27 @@ import (
 
 // Auth is a compiled [Config]. Its methods may be called concurrently.
 type Auth struct {
-	verifier verifier     // nil: everybody passes (mode none)
-	cache    *cache       // the verifier, where it is a cache; nil otherwise
-	ready    func() error // nil: always
-	places   []place
-	shows    bool // the verifier is shown the request (mode forward)
-	keep     bool // TokenPass
-	identity []identityHeader
-	copied   []string // headers of an answer that go upstream, canonical
-	hash     tokenHash
-	warnings []string
+	verifier        verifier     // nil: everybody passes (mode none)
+	cache           *cache       // the verifier, where it is a cache; nil otherwise
+	ready           func() error // nil: always
+	places          []place
+	forwardsRequest bool // the verifier is shown the request (mode forward)
+	passToken       bool // TokenPass
+	identity        []identityHeader
+	copied          []string // headers of an answer that go upstream, canonical
+	hash            tokenHash
+	warnings        []string
 }
 
 // New compiles c. Its error joins every mistake, one line each. In mode jwt it
 // starts to fetch keys in the background, until [Auth.Close].
 func New(c Config) (*Auth, error) {
-	a := &Auth{keep: c.TokenPass, hash: newTokenHash()}
+	a := &Auth{passToken: c.TokenPass, hash: newTokenHash()}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Exhausted == nil {
 		c.Exhausted = func(error) bool { return false }
 	}
-	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.numbers(), c.checkGroups(), c.foreign()}
+	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.checkRanges(), c.checkGroups(), c.checkOtherModes()}
 	var err error
 	switch c.Mode {
 	case modeEndpoint, modeIntrospect, modeJWT:
@@ -114,7 +114,7 @@ func New(c Config) (*Auth, error) {
 		}
 		mistakes = append(mistakes, err, a.choose(&c))
 	case modeForward:
-		a.shows = true
+		a.forwardsRequest = true
 		mistakes = append(mistakes, a.choose(&c))
 	case modeNone:
 		a.places = nil
@@ -155,7 +155,7 @@ func (a *Auth) nameHeaders(c *Config) error {
 		switch {
 		case err != nil:
 			mistakes = append(mistakes, err)
-		case a.ours(h.name):
+		case a.setsHeader(h.name):
 			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, "names a header that another pair names; want one claim for each header"))
 		case h.claim != subjectClaim && slices.Contains([]string{modeEndpoint, modeForward, modeNone}, c.Mode):
 			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, fmt.Sprintf("names a claim, of which AUTH_MODE=%s has none; want sub", c.Mode)))
@@ -167,7 +167,7 @@ func (a *Auth) nameHeaders(c *Config) error {
 		switch {
 		case !header.IsToken(name) || reserved(name):
 			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is no header, or one that the handshake or the proxy needs; want another, as Remote-User"))
-		case a.ours(name):
+		case a.setsHeader(name):
 			mistakes = append(mistakes, mistake("AUTH_COPY_HEADERS", name, "is set already, by AUTH_FORWARD or twice here; want each header once"))
 		default:
 			a.copied = append(a.copied, http.CanonicalHeaderKey(name))
@@ -264,8 +264,8 @@ func (a *Auth) Find(r *http.Request) (Credential, error) {
 			return Credential{}, err
 		}
 	}
-	if a.shows {
-		c.shown = show(r, a.unshownToken(r))
+	if a.forwardsRequest {
+		c.head = copyHead(r, a.subprotocolToken(r))
 		return c, nil
 	}
 	if c.Token == "" {
@@ -274,9 +274,9 @@ func (a *Auth) Find(r *http.Request) (Credential, error) {
 	return c, nil
 }
 
-// unshownToken returns the token that r shows in its subprotocols, which belong
+// subprotocolToken returns the token that r shows in its subprotocols, which belong
 // to the handshake and are not shown to a verifier; "" for none.
-func (a *Auth) unshownToken(r *http.Request) string {
+func (a *Auth) subprotocolToken(r *http.Request) string {
 	var c Credential
 	for _, p := range a.places {
 		switch p.(type) {
@@ -287,15 +287,15 @@ func (a *Auth) unshownToken(r *http.Request) string {
 	return c.Token
 }
 
-// Strip takes the credential out of what goes upstream: it returns rawQuery
+// StripToken takes the credential out of what goes upstream: it returns rawQuery
 // without the token's parameters and edits h in place, where it removes only
 // what [Auth.Find] would take for a token. All else stays byte for byte; a
 // header of which nothing is left is deleted. Slices of h are replaced, never
 // written to, so h may be a shallow copy of the client's headers. With
 // AUTH_TOKEN_PASS, and in mode none, nothing is taken out but headers that
 // servers may take for the token's.
-func (a *Auth) Strip(rawQuery string, h http.Header) string {
-	if a.keep {
+func (a *Auth) StripToken(rawQuery string, h http.Header) string {
+	if a.passToken {
 		for _, p := range a.places {
 			if header, ok := p.(headerPlace); ok {
 				header.stripAliases(h) // nobody has verified what stands there
@@ -323,7 +323,7 @@ func (a *Auth) Verify(ctx context.Context, c Credential) (Decision, error) {
 		return Decision{}, nil
 	}
 	d, err := a.verifier.verify(ctx, c)
-	return a.named(c, d, err)
+	return a.withSubject(c, d, err)
 }
 
 // VerifyAgain is Verify for a client that was accepted and whose session is
@@ -335,18 +335,18 @@ func (a *Auth) VerifyAgain(ctx context.Context, c Credential) (Decision, error) 
 		return a.Verify(ctx, c)
 	}
 	d, err := a.cache.ask(ctx, c)
-	return a.named(c, d, err)
+	return a.withSubject(c, d, err)
 }
 
-// named sees to it that an accepted client has a subject, which is not its
+// withSubject sees to it that an accepted client has a subject, which is not its
 // token: a service that names the user by the token would put the token into
 // every log line; such a name is as good as none.
-func (a *Auth) named(c Credential, d Decision, err error) (Decision, error) {
+func (a *Auth) withSubject(c Credential, d Decision, err error) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
 	if d.Subject == "" || strings.EqualFold(d.Subject, c.Token) {
-		d.Subject, d.Pseudonym = a.hash.pseudonym(c.identity()), true
+		d.Subject, d.Pseudonym = a.hash.pseudonym(c.pseudonymInput()), true
 	}
 	return d, nil
 }

@@ -128,11 +128,11 @@ func TestModeNone(t *testing.T) {
 	if d.Subject != "" || !d.Until.IsZero() || err != nil {
 		t.Errorf("Verify: %+v, %v; want the zero Decision", d, err)
 	}
-	if got := a.Strip(r.URL.RawQuery, r.Header); got != "token=a&token=b" {
+	if got := a.StripToken(r.URL.RawQuery, r.Header); got != "token=a&token=b" {
 		t.Errorf("Strip leaves %q", got)
 	}
-	a.Clean(r.Header)
-	a.Set(r.Header, d)
+	a.StripIdentity(r.Header)
+	a.SetIdentity(r.Header, d)
 	if got := slices.Sorted(maps.Keys(r.Header)); !slices.Equal(got, []string{"Cookie"}) {
 		t.Errorf("left of the header: %q; want the cookie", got)
 	}
@@ -147,7 +147,7 @@ func TestTokenPass(t *testing.T) {
 	}
 	before := r.Header.Clone()
 	r.Header.Set("X_Token", "of another") // which nobody has verified
-	if got := a.Strip(r.URL.RawQuery, r.Header); got != "token=secret" {
+	if got := a.StripToken(r.URL.RawQuery, r.Header); got != "token=secret" {
 		t.Errorf("query %q; want it untouched", got)
 	}
 	if !maps.EqualFunc(before, r.Header, slices.Equal) {

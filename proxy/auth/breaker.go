@@ -44,13 +44,13 @@ func newBreaker(v verifier, exhausted func(error) bool, log *slog.Logger) *break
 		},
 		IsSuccessful: func(err error) bool {
 			unavailable, ok := errors.AsType[*UnavailableError](err)
-			return !ok || unavailable.alive
+			return !ok || unavailable.responded
 		},
 		// A client that went away says nothing about the service, nor does a
 		// token that was not fit to be asked about, nor what was lacking here.
 		IsExcluded: func(err error) bool {
 			_, unavailable := errors.AsType[*UnavailableError](err)
-			return err != nil && (!unavailable && !said(err) || exhausted(err))
+			return err != nil && (!unavailable && !isRefusal(err) || exhausted(err))
 		},
 	})
 	return b

@@ -28,43 +28,43 @@ type cacheTimes struct{ fresh, stale time.Duration }
 // drive out good ones.
 type cache struct {
 	verifier
-	hash  tokenHash
-	times cacheTimes
-	yes   *lru.Cache[[sha256.Size]byte, keptYes]
-	no    *lru.Cache[[sha256.Size]byte, keptNo]
+	hash     tokenHash
+	times    cacheTimes
+	accepted *lru.Cache[[sha256.Size]byte, acceptedEntry]
+	refused  *lru.Cache[[sha256.Size]byte, refusedEntry]
 }
 
-type keptYes struct {
+type acceptedEntry struct {
 	decision Decision
 	fresh    time.Time // until then it is used without asking
 	stale    time.Time // until then it is used when nobody answers
 }
 
-type keptNo struct {
+type refusedEntry struct {
 	err   error
 	fresh time.Time
 }
 
 func newCache(v verifier, hash tokenHash, times cacheTimes) *cache {
 	c := &cache{verifier: v, hash: hash, times: times}
-	c.yes, _ = lru.New[[sha256.Size]byte, keptYes](cacheSize) // fails for sizes of 0 and less
-	c.no, _ = lru.New[[sha256.Size]byte, keptNo](cacheSize)
+	c.accepted, _ = lru.New[[sha256.Size]byte, acceptedEntry](cacheSize) // fails for sizes of 0 and less
+	c.refused, _ = lru.New[[sha256.Size]byte, refusedEntry](cacheSize)
 	return c
 }
 
 func (c *cache) verify(ctx context.Context, cred Credential) (Decision, error) {
 	key := c.hash.sum(cred.Token)
 	now := time.Now()
-	if no, ok := c.no.Get(key); ok && now.Before(no.fresh) {
-		return Decision{}, no.err
+	if entry, ok := c.refused.Get(key); ok && now.Before(entry.fresh) {
+		return Decision{}, entry.err
 	}
-	yes, ok := c.yes.Get(key)
-	if ok && now.Before(yes.fresh) {
-		return yes.decision, nil
+	entry, ok := c.accepted.Get(key)
+	if ok && now.Before(entry.fresh) {
+		return entry.decision, nil
 	}
 	d, err := c.ask(ctx, cred)
-	if _, unavailable := errors.AsType[*UnavailableError](err); unavailable && ok && time.Now().Before(yes.stale) {
-		return yes.decision, nil
+	if _, unavailable := errors.AsType[*UnavailableError](err); unavailable && ok && time.Now().Before(entry.stale) {
+		return entry.decision, nil
 	}
 	return d, err
 }
@@ -75,30 +75,30 @@ func (c *cache) ask(ctx context.Context, cred Credential) (Decision, error) {
 	d, err := c.verifier.verify(ctx, cred)
 	switch {
 	case err == nil:
-		c.no.Remove(key)
-		c.keepYes(key, d, asked)
-	case said(err):
-		c.yes.Remove(key)
-		c.keepNo(key, err, asked)
+		c.refused.Remove(key)
+		c.storeAccepted(key, d, asked)
+	case isRefusal(err):
+		c.accepted.Remove(key)
+		c.storeRefused(key, err, asked)
 	}
 	return d, err
 }
 
-func (c *cache) keepYes(key [sha256.Size]byte, d Decision, asked time.Time) {
+func (c *cache) storeAccepted(key [sha256.Size]byte, d Decision, asked time.Time) {
 	if d.noStore {
-		c.yes.Remove(key)
+		c.accepted.Remove(key)
 		return
 	}
 	fresh := earlier(asked.Add(c.times.fresh), d.Until)
-	c.yes.Add(key, keptYes{d, fresh, earlier(fresh.Add(c.times.stale), d.Expires)})
+	c.accepted.Add(key, acceptedEntry{d, fresh, earlier(fresh.Add(c.times.stale), d.Expires)})
 }
 
-func (c *cache) keepNo(key [sha256.Size]byte, err error, asked time.Time) {
+func (c *cache) storeRefused(key [sha256.Size]byte, err error, asked time.Time) {
 	refused, _ := errors.AsType[*RefusedError](err)
 	denied, _ := errors.AsType[*DeniedError](err)
 	if refused != nil && refused.noStore || denied != nil && denied.noStore {
-		c.no.Remove(key)
+		c.refused.Remove(key)
 		return
 	}
-	c.no.Add(key, keptNo{err, asked.Add(min(c.times.fresh, maxRefusalTTL))})
+	c.refused.Add(key, refusedEntry{err, asked.Add(min(c.times.fresh, maxRefusalTTL))})
 }

@@ -224,7 +224,7 @@ func (c *Config) warnings() []string {
 		{"AUTH_ISSUER", c.Issuer, "lets whoever is on the way replace the keys"},
 	} {
 		u, err := url.Parse(s.url)
-		if err != nil || u.Scheme != "http" || isLoopback(u.Hostname()) || s.name == "AUTH_ISSUER" && !c.discovers() {
+		if err != nil || u.Scheme != "http" || isLoopback(u.Hostname()) || s.name == "AUTH_ISSUER" && !c.usesDiscovery() {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("%s: %q is not encrypted and %s; want https", s.name, maskURL(s.url), s.danger))
@@ -294,7 +294,7 @@ func (c *client) call(ctx context.Context, r *http.Request) (answer, error) {
 	if unusable, ok := errors.AsType[*UnavailableError](err); ok {
 		return answer{}, unusable
 	}
-	return answer{}, &UnavailableError{Cause: tokenFree(err)}
+	return answer{}, &UnavailableError{Cause: redact(err)}
 }
 
 // aborted is the error of [Auth.Verify] when ctx has ended.
@@ -315,7 +315,7 @@ func (c *client) roundTrip(r *http.Request) (answer, error) {
 	}
 	a.body, err = io.ReadAll(io.LimitReader(resp.Body, c.maxBody+1))
 	if err == nil && int64(len(a.body)) > c.maxBody {
-		err = unusable("answer longer than %d bytes", c.maxBody)
+		err = badResponse("answer longer than %d bytes", c.maxBody)
 	}
 	return a, err
 }
@@ -324,17 +324,17 @@ func (c *client) roundTrip(r *http.Request) (answer, error) {
 // error pages of common servers.
 const maxDrained = 4 << 10
 
-// unusable is the error for an answer that came and says nothing.
-func unusable(format string, args ...any) error {
-	return &UnavailableError{Cause: fmt.Errorf(format, args...), alive: true}
+// badResponse is the error for an answer that came and says nothing.
+func badResponse(format string, args ...any) error {
+	return &UnavailableError{Cause: fmt.Errorf(format, args...), responded: true}
 }
 
 // unavailable is the error for an answer whose status is neither yes nor no.
 func (a answer) unavailable() error {
-	e := &UnavailableError{Cause: fmt.Errorf("status %d", a.status), alive: true}
+	e := &UnavailableError{Cause: fmt.Errorf("status %d", a.status), responded: true}
 	switch a.status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		e.alive = false // whoever answered asks to be left alone, or has nobody behind it
+		e.responded = false // whoever answered asks to be left alone, or has nobody behind it
 		wait, _ := seconds(a.header.Get("Retry-After"))
 		e.RetryAfter = min(wait, maxRetryAfter)
 	}
@@ -357,18 +357,18 @@ func (c *client) accept(a answer) (Decision, error) {
 	case 1:
 		d.Subject = values[0]
 	default:
-		return Decision{}, unusable("the answer names more than one subject")
+		return Decision{}, badResponse("the answer names more than one subject")
 	}
 	if err := checkSubject(d.Subject); err != nil {
-		return Decision{}, unusable("X-Auth-Subject: %w", err)
+		return Decision{}, badResponse("X-Auth-Subject: %w", err)
 	}
 	return d, nil
 }
 
-// tokenFree returns err if its text cannot come from the service, else an error
+// redact returns err if its text cannot come from the service, else an error
 // that says less: net/http quotes what it cannot parse, and a service that
 // echoes the request line would have the token in it.
-func tokenFree(err error) error {
+func redact(err error) error {
 	if operation, ok := errors.AsType[*net.OpError](err); ok {
 		return operation
 	}

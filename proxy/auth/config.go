@@ -127,9 +127,9 @@ func mistake(name, value, wrong string) error {
 	return fmt.Errorf("%s: %q %s", name, value, wrong)
 }
 
-// foreign returns a mistake for each setting of other modes. One that is set
+// checkOtherModes returns a mistake for each setting of other modes. One that is set
 // and ignored would let an operator believe in a check that nobody makes.
-func (c *Config) foreign() error {
+func (c *Config) checkOtherModes() error {
 	var mistakes []error
 	fields := reflect.ValueOf(*c)
 	for i := range fields.NumField() {
@@ -175,8 +175,8 @@ func (c *Config) forms() error {
 	return errors.Join(append(mistakes, filesErr, credentialErr, keyErr, audienceErr, rulesErr)...)
 }
 
-// numbers returns a mistake for each duration and number that makes no sense.
-func (c *Config) numbers() error {
+// checkRanges returns a mistake for each duration and number that makes no sense.
+func (c *Config) checkRanges() error {
 	var mistakes []error
 	if c.Timeout <= 0 && c.Mode != modeNone {
 		mistakes = append(mistakes, mistake("AUTH_TIMEOUT", c.Timeout.String(), "is not a time to wait; want more than 0s"))

@@ -23,17 +23,17 @@ type Credential struct {
 	// none is chosen. Empty: none. It is never the token.
 	Answer string
 
-	shown *shown // what mode forward shows; nil in the others
+	head *requestHead // what mode forward shows; nil in the others
 }
 
-// identity is the text that stands for a client whom nobody names: its token,
+// pseudonymInput is the text that stands for a client whom nobody names: its token,
 // else what is most likely to authenticate it instead. A client can vary the
 // latter at will.
-func (c Credential) identity() string {
-	if c.Token != "" || c.shown == nil {
+func (c Credential) pseudonymInput() string {
+	if c.Token != "" || c.head == nil {
 		return c.Token
 	}
-	h := c.shown.header
+	h := c.head.header
 	return strings.Join(slices.Concat(h["Authorization"], h["Cookie"]), "\x00")
 }
 

@@ -82,14 +82,14 @@ type UnavailableError struct {
 	// RetryAfter is when asking again may help. Zero: not known.
 	RetryAfter time.Duration
 
-	alive bool // somebody answered, if only nonsense
+	responded bool // somebody answered, if only nonsense
 }
 
 func (e *UnavailableError) Error() string { return "ask the verifier: " + e.Cause.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Cause }
 
-// said reports whether err is the verifier's no, which is an answer.
-func said(err error) bool {
+// isRefusal reports whether err is the verifier's no, which is an answer.
+func isRefusal(err error) bool {
 	_, refused := errors.AsType[*RefusedError](err)
 	_, denied := errors.AsType[*DeniedError](err)
 	return refused || denied

@@ -514,7 +514,7 @@ func BenchmarkFindStrip(b *testing.B) {
 				for key, values := range bench.request.Header { // as the caller must, in memory of its own
 					h[key] = values
 				}
-				a.Strip(bench.request.URL.RawQuery, h)
+				a.StripToken(bench.request.URL.RawQuery, h)
 			}
 		})
 	}
@@ -600,7 +600,7 @@ func TestObserveKnowsCallsAlone(t *testing.T) {
 		ask(t, a, secret)
 		ask(t, a, "another")
 	}
-	if len(calls) != 2 || calls[0] != nil || !said(calls[1]) {
+	if len(calls) != 2 || calls[0] != nil || !isRefusal(calls[1]) {
 		t.Errorf("calls %v; want one that accepted and one that refused", calls)
 	}
 }

@@ -30,52 +30,52 @@ func newForward(c *Config, copied []string) (*forward, error) {
 	return &forward{caller, copied}, nil
 }
 
-// shown is the head of a client's request as far as the verifier is shown it.
-type shown struct {
+// requestHead is the head of a client's request as far as the verifier is shown it.
+type requestHead struct {
 	method, uri string
 	header      http.Header // end to end, nothing of which the gate knows better
-	route       Route
+	forwarded   Forwarded
 }
 
-// Route is how a request reached the gate, as far as the gate believes it.
-type Route struct {
+// Forwarded is how a request reached the gate, as far as the gate believes it.
+type Forwarded struct {
 	Scheme string // http or https, never ws
 	Host   string // that the client asked for
 	For    string // X-Forwarded-For: the client first, then the trusted proxies that it came through
 }
 
-// Via returns c with r shown in place of what the request itself says: its
+// WithForwarded returns c with r shown in place of what the request itself says: its
 // peer, which may be a trusted proxy, and its Host. Modes other than forward
 // show none of it.
-func (c Credential) Via(r Route) Credential {
-	if c.shown != nil {
-		s := *c.shown
-		s.route = r
-		c.shown = &s
+func (c Credential) WithForwarded(r Forwarded) Credential {
+	if c.head != nil {
+		s := *c.head
+		s.forwarded = r
+		c.head = &s
 	}
 	return c
 }
 
-// show copies what the verifier is shown of r. A token that r has only in its
+// copyHead copies what the verifier is shown of r. A token that r has only in its
 // subprotocols is shown as Authorization: Bearer, unless r has its own.
-func show(r *http.Request, token string) *shown {
-	s := &shown{
-		method: r.Method,
-		uri:    r.RequestURI,
-		header: make(http.Header, len(r.Header)),
-		route:  Route{Scheme: "http", Host: r.Host},
+func copyHead(r *http.Request, token string) *requestHead {
+	s := &requestHead{
+		method:    r.Method,
+		uri:       r.RequestURI,
+		header:    make(http.Header, len(r.Header)),
+		forwarded: Forwarded{Scheme: "http", Host: r.Host},
 	}
 	if s.uri == "" { // not from a server
 		s.uri = r.URL.RequestURI()
 	}
 	if r.TLS != nil {
-		s.route.Scheme = "https"
+		s.forwarded.Scheme = "https"
 	}
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		s.route.For = peer.Addr().Unmap().WithZone("").String()
+		s.forwarded.For = peer.Addr().Unmap().WithZone("").String()
 	}
 	for name, values := range r.Header {
-		if !unshown(name) {
+		if !withheld(name) {
 			s.header[name] = slices.Clone(values)
 		}
 	}
@@ -88,10 +88,10 @@ func show(r *http.Request, token string) *shown {
 	return s
 }
 
-// unshown reports whether a client's header is kept from the verifier: all that
+// withheld reports whether a client's header is kept from the verifier: all that
 // is not simply the client's word, in every spelling that a server may take for
 // it, and what describes a body, for the call has none.
-func unshown(name string) bool {
+func withheld(name string) bool {
 	switch header.Fold(name) {
 	case "Content-Type", "Content-Encoding", "Content-Range", "Host":
 		return true
@@ -100,10 +100,10 @@ func unshown(name string) bool {
 }
 
 func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
-	if c.shown == nil {
+	if c.head == nil {
 		return Decision{}, errors.New("a credential that Find did not return")
 	}
-	a, err := f.call(ctx, f.request(c.shown))
+	a, err := f.call(ctx, f.request(c.head))
 	if err != nil {
 		return Decision{}, err
 	}
@@ -135,7 +135,7 @@ func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
 
 // request asks about s. The URI goes with its query, token and all, for it is
 // the verifier that reads it.
-func (f *forward) request(s *shown) *http.Request {
+func (f *forward) request(s *requestHead) *http.Request {
 	r := f.get()
 	r.Header = maps.Clone(f.header)
 	maps.Copy(r.Header, s.header)
@@ -144,17 +144,17 @@ func (f *forward) request(s *shown) *http.Request {
 	}
 	for name, value := range map[string]string{
 		"X-Forwarded-Method": s.method,
-		"X-Forwarded-Proto":  s.route.Scheme,
-		"X-Forwarded-Host":   s.route.Host,
+		"X-Forwarded-Proto":  s.forwarded.Scheme,
+		"X-Forwarded-Host":   s.forwarded.Host,
 		"X-Forwarded-Uri":    s.uri,
 		"X-Original-Method":  s.method,
 		"X-Original-Uri":     s.uri,
 	} {
 		r.Header[name] = []string{value}
 	}
-	if s.route.For != "" {
-		r.Header["X-Forwarded-For"] = []string{s.route.For}
-		client, _, _ := strings.Cut(s.route.For, ",")
+	if s.forwarded.For != "" {
+		r.Header["X-Forwarded-For"] = []string{s.forwarded.For}
+		client, _, _ := strings.Cut(s.forwarded.For, ",")
 		r.Header["X-Real-Ip"] = []string{client}
 	}
 	return r

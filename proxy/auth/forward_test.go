@@ -76,7 +76,7 @@ func TestForwardShowsTheRequest(t *testing.T) {
 		t.Errorf("asked %s %s of %s", got.Method, got.RequestURI, got.Host)
 	}
 	if !maps.EqualFunc(got.Header, want, slices.Equal) {
-		t.Errorf("shown:\n%q\nwant:\n%q", got.Header, want)
+		t.Errorf("head:\n%q\nwant:\n%q", got.Header, want)
 	}
 	if !maps.EqualFunc(r.Header, before, slices.Equal) {
 		t.Errorf("the client's header was written to: %q", r.Header)
@@ -86,8 +86,8 @@ func TestForwardShowsTheRequest(t *testing.T) {
 	}
 
 	h := http.Header{"Remote_User": {"root"}, "Remote-User": {"root"}, "X.groups": {"root"}, "X-Other": {"root"}}
-	a.Clean(h)
-	a.Set(h, d)
+	a.StripIdentity(h)
+	a.SetIdentity(h, d)
 	up := http.Header{"X-Auth-Subject": {"alice"}, "Remote-User": {"ali"}, "X-Groups": {"a", "b"}, "X-Other": {"root"}}
 	if !maps.EqualFunc(h, up, slices.Equal) {
 		t.Errorf("upstream: %q\nwant %q", h, up)
@@ -103,7 +103,7 @@ func TestForwardRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	via := c.Via(Route{Scheme: "http", Host: "public.example", For: "203.0.113.9, 10.0.0.1"})
+	via := c.WithForwarded(Forwarded{Scheme: "http", Host: "public.example", For: "203.0.113.9, 10.0.0.1"})
 	for _, test := range []struct {
 		c    Credential
 		want []string
@@ -119,7 +119,7 @@ func TestForwardRoute(t *testing.T) {
 			t.Errorf("shown %q and User-Agent %q; want %q and none", shown, got["User-Agent"], test.want)
 		}
 	}
-	if (Credential{Token: "x"}).Via(Route{Host: "a"}) != (Credential{Token: "x"}) {
+	if (Credential{Token: "x"}).WithForwarded(Forwarded{Host: "a"}) != (Credential{Token: "x"}) {
 		t.Error("Via changes a credential that shows no request")
 	}
 }

@@ -19,7 +19,7 @@ func FuzzQuery(f *testing.F) {
 	f.Fuzz(func(t *testing.T, query string) {
 		c, err := a.Find(upgrade(query))
 		checkFound(t, c, err)
-		left := a.Strip(query, http.Header{})
+		left := a.StripToken(query, http.Header{})
 		if _, err := a.Find(upgrade(left)); !errors.Is(err, ErrMissing) {
 			t.Errorf("after Strip: %v; want ErrMissing", err)
 		}
@@ -119,7 +119,7 @@ func strip(t *testing.T, a *Auth, h http.Header) http.Header {
 	t.Helper()
 	before := h.Clone()
 	stripped := maps.Clone(h)
-	a.Strip("", stripped)
+	a.StripToken("", stripped)
 	if c, err := a.Find(&http.Request{URL: &url.URL{}, Header: stripped}); !errors.Is(err, ErrMissing) {
 		t.Errorf("after Strip: %q, %v in %q; want ErrMissing", c.Token, err, stripped)
 	}
@@ -127,7 +127,7 @@ func strip(t *testing.T, a *Auth, h http.Header) http.Header {
 		t.Errorf("Strip wrote to the client's header: %q, before %q", h, before)
 	}
 	again := maps.Clone(stripped)
-	a.Strip("", again)
+	a.StripToken("", again)
 	if !maps.EqualFunc(again, stripped, slices.Equal) {
 		t.Errorf("Strip twice leaves %q, once %q", again, stripped)
 	}

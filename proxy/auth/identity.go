@@ -35,29 +35,29 @@ func parseForward(entry string) (identityHeader, error) {
 	return identityHeader{claim, http.CanonicalHeaderKey(name)}, nil
 }
 
-// ours reports whether a server behind may take name for a header that only we
+// setsHeader reports whether a server behind may take name for a header that only we
 // may set.
-func (a *Auth) ours(name string) bool {
+func (a *Auth) setsHeader(name string) bool {
 	return slices.ContainsFunc(a.identity, func(id identityHeader) bool { return header.Same(name, id.name) }) ||
 		slices.ContainsFunc(a.copied, func(copied string) bool { return header.Same(name, copied) })
 }
 
-// Clean deletes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS from h, in
+// StripIdentity deletes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS from h, in
 // every spelling that a server behind may take for them; a client must not name
 // itself.
-func (a *Auth) Clean(h http.Header) {
+func (a *Auth) StripIdentity(h http.Header) {
 	for key := range h {
-		if a.ours(key) {
+		if a.setsHeader(key) {
 			delete(h, key)
 		}
 	}
 }
 
-// Set writes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS that d knows
+// SetIdentity writes the headers of AUTH_FORWARD and AUTH_COPY_HEADERS that d knows
 // into h, in place of any there. Call it last: a header that the client's
 // Connection lists is removed as hop-by-hop, and ours must not be
 // (CVE-2024-45410). What d does not know, and a pseudonym, is not written.
-func (a *Auth) Set(h http.Header, d Decision) {
+func (a *Auth) SetIdentity(h http.Header, d Decision) {
 	for _, id := range a.identity {
 		value := d.Claims[id.claim]
 		if id.claim == subjectClaim {

@@ -25,7 +25,7 @@ func TestSpoofedIdentityHeaders(t *testing.T) {
 		"X-Auth-Subjects": {"1"}, "X-Auth-Subjec": {"2"}, "Xauthsubject": {"3"}, "X-Auth-Subject-": {"4"}, "X-User-Agent": {"5"},
 	}
 	maps.Copy(h, kept)
-	a.Clean(h)
+	a.StripIdentity(h)
 	if !maps.EqualFunc(h, kept, slices.Equal) {
 		t.Errorf("left: %q\nwant: %q", h, kept)
 	}
@@ -46,14 +46,14 @@ func TestSet(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			h := http.Header{}
-			a.Set(h, test.decision)
+			a.SetIdentity(h, test.decision)
 			if !maps.EqualFunc(h, test.want, slices.Equal) {
 				t.Errorf("got %q, want %q", h, test.want)
 			}
 		})
 	}
 	h := http.Header{"X-User": {"root", "admin"}}
-	a.Set(h, Decision{Subject: "alice"})
+	a.SetIdentity(h, Decision{Subject: "alice"})
 	if got := h["X-User"]; !slices.Equal(got, []string{"alice"}) {
 		t.Errorf("over one that is there: %q; want ours alone", got)
 	}
@@ -126,7 +126,7 @@ func BenchmarkCleanSet(b *testing.B) {
 	d := Decision{Subject: "alice", Until: time.Now()}
 	b.ReportAllocs()
 	for b.Loop() {
-		a.Clean(h)
-		a.Set(h, d)
+		a.StripIdentity(h)
+		a.SetIdentity(h, d)
 	}
 }

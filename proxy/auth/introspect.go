@@ -68,22 +68,22 @@ func (i *introspection) decide(a answer) (Decision, error) {
 	switch a.status {
 	case http.StatusOK:
 	case http.StatusUnauthorized, http.StatusForbidden: // about us, not about the token (section 2.3)
-		return Decision{}, unusable("it refuses AUTH_CLIENT_ID and AUTH_CLIENT_SECRET: status %d", a.status)
+		return Decision{}, badResponse("it refuses AUTH_CLIENT_ID and AUTH_CLIENT_SECRET: status %d", a.status)
 	default:
 		return Decision{}, a.unavailable()
 	}
 	members, err := parseClaims(a.body)
 	if err != nil {
-		return Decision{}, unusable("the answer is not what RFC 7662 wants: %w", err)
+		return Decision{}, badResponse("the answer is not what RFC 7662 wants: %w", err)
 	}
 	switch active, isBool := members["active"].(bool); {
 	case !isBool:
-		return Decision{}, unusable("the answer does not say whether the token is active")
+		return Decision{}, badResponse("the answer does not say whether the token is active")
 	case !active:
 		return Decision{}, &RefusedError{Cause: errors.New("the token is not active")}
 	}
 	if err := i.validator.Validate(members); err != nil {
-		return Decision{}, &RefusedError{Cause: fault(err)}
+		return Decision{}, &RefusedError{Cause: withoutToken(err)}
 	}
 	return i.rules.decide(members)
 }

@@ -194,7 +194,7 @@ func TestPostIsRepeatedOnAClosedConnection(t *testing.T) {
 		}
 		server.CloseClientConnections()
 	}
-	if _, err := ask(t, a, "other"); !said(err) {
+	if _, err := ask(t, a, "other"); !isRefusal(err) {
 		t.Errorf("%v; want a refusal", err)
 	}
 }

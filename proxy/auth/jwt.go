@@ -47,14 +47,14 @@ type fixedKey struct{ verificationKey any }
 func (k fixedKey) key(context.Context, *jwt.Token) (any, error) { return k.verificationKey, nil }
 func (k fixedKey) close()                                       {}
 
-// discovers reports whether the keys are those of AUTH_ISSUER's discovery
+// usesDiscovery reports whether the keys are those of AUTH_ISSUER's discovery
 // document.
-func (c *Config) discovers() bool {
+func (c *Config) usesDiscovery() bool {
 	return c.Issuer != "" && c.JWTSecret == "" && c.JWTKeyFile == "" && c.JWKSURL == ""
 }
 
-// published reports whether the keys are fetched.
-func (c *Config) published() bool { return c.JWKSURL != "" || c.discovers() }
+// fetchesKeys reports whether the keys are fetched.
+func (c *Config) fetchesKeys() bool { return c.JWKSURL != "" || c.usesDiscovery() }
 
 // checkSource returns a mistake for each setting that does not go with where
 // the keys are.
@@ -63,7 +63,7 @@ func (c *Config) checkSource() error {
 	note := func(name, value, wrong string) { mistakes = append(mistakes, mistake(name, value, wrong)) }
 	const want = "want one of AUTH_JWT_SECRET, AUTH_JWT_KEY_FILE, AUTH_JWKS_URL and AUTH_ISSUER"
 	sources := 0
-	for _, set := range []bool{c.JWTSecret != "", c.JWTKeyFile != "", c.JWKSURL != "", c.discovers()} {
+	for _, set := range []bool{c.JWTSecret != "", c.JWTKeyFile != "", c.JWKSURL != "", c.usesDiscovery()} {
 		if set {
 			sources++
 		}
@@ -75,11 +75,11 @@ func (c *Config) checkSource() error {
 	default:
 		note("AUTH_MODE", c.Mode, "has keys from more than one place; "+want+", the last beside any")
 	}
-	if c.published() && len(c.Audience) == 0 {
+	if c.fetchesKeys() && len(c.Audience) == 0 {
 		note("AUTH_AUDIENCE", "", "would accept what the same keys sign for other services; want the aud of yours, or * for any")
 	}
 	mistakes = append(mistakes, c.checkIssuer())
-	if !c.published() {
+	if !c.fetchesKeys() {
 		mistakes = append(mistakes, c.withoutTLS("has no effect without a URL for keys; want it unset"))
 	}
 	return errors.Join(mistakes...)
@@ -95,7 +95,7 @@ func (c *Config) checkIssuer() error {
 
 // keyTransport is what keys are fetched by; nil when they are not.
 func (c *Config) keyTransport() (*http.Transport, error) {
-	if !c.published() {
+	if !c.fetchesKeys() {
 		return nil, nil
 	}
 	name, location := "AUTH_ISSUER", c.Issuer
@@ -121,7 +121,7 @@ func newJWT(c *Config) (*jwtVerifier, error) {
 
 	algorithms := c.JWTAlgorithms
 	if len(algorithms) == 0 {
-		algorithms = kinds.usual
+		algorithms = kinds.defaults
 	}
 	options := append(audience, // [jwt.WithAudience] or nothing
 		jwt.WithValidMethods(algorithms),
@@ -142,8 +142,8 @@ func newJWT(c *Config) (*jwtVerifier, error) {
 
 // algorithms are those of RFC 7518 and RFC 8037 that fit a kind of key.
 type algorithms struct {
-	fit   []string
-	usual []string // what AUTH_JWT_ALGORITHMS is when it is empty
+	allowed  []string
+	defaults []string // what AUTH_JWT_ALGORITHMS is when it is empty
 }
 
 var (
@@ -153,7 +153,7 @@ var (
 	// publicAlgorithms are those of keys that anyone may know. HS256 is none of
 	// them: whoever knows the key could sign.
 	publicAlgorithms = algorithms{
-		slices.Concat(rsaAlgorithms.fit, []string{"ES256", "ES384", "ES512", "EdDSA"}),
+		slices.Concat(rsaAlgorithms.allowed, []string{"ES256", "ES384", "ES512", "EdDSA"}),
 		[]string{"RS256", "ES256", "EdDSA"},
 	}
 )
@@ -223,16 +223,16 @@ func readPublicKey(file string) (any, algorithms, error) {
 	if err != nil {
 		return wrong("cannot be parsed")
 	}
-	fits, ok := fitting(key)
+	fits, ok := algorithmsFor(key)
 	if !ok {
 		return wrong("holds a key that is too short or of another kind")
 	}
 	return key, fits, nil
 }
 
-// fitting returns the algorithms of a public key, and whether it is one to rely
+// algorithmsFor returns the algorithms of a public key, and whether it is one to rely
 // on.
-func fitting(key any) (algorithms, bool) {
+func algorithmsFor(key any) (algorithms, bool) {
 	switch key := key.(type) {
 	case *rsa.PublicKey:
 		return rsaAlgorithms, key.N.BitLen() >= 2048 // RFC 7518 section 3.3
@@ -252,8 +252,8 @@ func fitting(key any) (algorithms, bool) {
 func (c *Config) checkAlgorithms(kinds algorithms) error {
 	var mistakes []error
 	for _, name := range c.JWTAlgorithms {
-		if !slices.Contains(kinds.fit, name) {
-			mistakes = append(mistakes, mistake("AUTH_JWT_ALGORITHMS", name, "does not fit the key; want "+strings.Join(kinds.fit, ", ")))
+		if !slices.Contains(kinds.allowed, name) {
+			mistakes = append(mistakes, mistake("AUTH_JWT_ALGORITHMS", name, "does not fit the key; want "+strings.Join(kinds.allowed, ", ")))
 		}
 	}
 	return errors.Join(mistakes...)
@@ -307,12 +307,12 @@ func (v *jwtVerifier) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return aborted(ctx)
 	}
-	return &RefusedError{Cause: fault(err)}
+	return &RefusedError{Cause: withoutToken(err)}
 }
 
-// fault returns what is wrong with a token or its claims, in a text that quotes
+// withoutToken returns what is wrong with a token or its claims, in a text that quotes
 // neither.
-func fault(err error) error {
+func withoutToken(err error) error {
 	for _, known := range []error{
 		jwt.ErrTokenExpired, jwt.ErrTokenNotValidYet, jwt.ErrTokenInvalidAudience, jwt.ErrTokenInvalidIssuer,
 		jwt.ErrTokenRequiredClaimMissing, errUnknownKey, errCritical, errClaimType, jwt.ErrTokenSignatureInvalid,

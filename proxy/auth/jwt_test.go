@@ -193,8 +193,8 @@ func TestJWTClaimsAndRequirements(t *testing.T) {
 	}
 	d := checkToken(t, a, token(jwt.MapClaims{"email": "a@b", "https://example.com/roles": []string{"a", "b"}}), accepted)
 	h := http.Header{"X-Auth-Email": {"root@b"}}
-	a.Clean(h)
-	a.Set(h, d)
+	a.StripIdentity(h)
+	a.SetIdentity(h, d)
 	if h.Get("X-Auth-Subject") != "alice" || h.Get("X-Auth-Email") != "a@b" || h.Get("X-Auth-Roles") != "a,b" {
 		t.Errorf("sent upstream: %q", h)
 	}

@@ -51,12 +51,12 @@ type remoteKeys struct {
 	timeout time.Duration
 	log     *slog.Logger
 
-	store    *keyStore
-	known    atomic.Pointer[keyfunc.Keyfunc] // nil until the first fetch
-	cooldown *rate.Limiter
-	refresh  singleflight.Group
+	store        *keyStore
+	known        atomic.Pointer[keyfunc.Keyfunc] // nil until the first fetch
+	refetchLimit *rate.Limiter
+	refresh      singleflight.Group
 
-	life context.Context // of what runs in the background
+	ctx  context.Context // of what runs in the background
 	stop context.CancelFunc
 	done chan struct{} // closed when the first fetch is over
 }
@@ -78,11 +78,11 @@ func newRemoteKeys(c *Config, transport http.RoundTripper) *remoteKeys {
 			Timeout:       c.Timeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		store:    &keyStore{MemoryJWKSet: jwkset.NewMemoryStorage(), log: c.Logger.With("source", source)},
-		cooldown: rate.NewLimiter(rate.Every(refreshCooldown), 1),
-		done:     make(chan struct{}),
+		store:        &keyStore{MemoryJWKSet: jwkset.NewMemoryStorage(), log: c.Logger.With("source", source)},
+		refetchLimit: rate.NewLimiter(rate.Every(refreshCooldown), 1),
+		done:         make(chan struct{}),
 	}
-	k.life, k.stop = context.WithCancel(context.Background())
+	k.ctx, k.stop = context.WithCancel(context.Background())
 	go k.fetchFirst()
 	return k
 }
@@ -104,7 +104,7 @@ func (k *remoteKeys) fetchFirst() {
 		k.store.fail(err)
 		select {
 		case <-time.After(wait):
-		case <-k.life.Done():
+		case <-k.ctx.Done():
 			return
 		}
 	}
@@ -114,13 +114,13 @@ func (k *remoteKeys) fetchFirst() {
 func (k *remoteKeys) fetch() (err error) {
 	// The library refreshes in the background from before its first try, so
 	// each try has a life of its own.
-	life, stop := context.WithCancel(k.life)
+	ctx, stop := context.WithCancel(k.ctx)
 	defer func() {
 		if err != nil {
 			stop()
 		}
 	}()
-	known, err := k.open(life)
+	known, err := k.open(ctx)
 	if err == nil {
 		k.known.Store(&known)
 	}
@@ -128,17 +128,17 @@ func (k *remoteKeys) fetch() (err error) {
 }
 
 // open fetches the keys once; on success they are kept fresh while life lasts.
-func (k *remoteKeys) open(life context.Context) (keyfunc.Keyfunc, error) {
+func (k *remoteKeys) open(ctx context.Context) (keyfunc.Keyfunc, error) {
 	location := k.jwksURL
 	if location == "" {
 		var err error
-		if location, err = k.discover(life); err != nil {
+		if location, err = k.discover(ctx); err != nil {
 			return nil, fmt.Errorf("discovery: %w", err)
 		}
 	}
 	store, err := jwkset.NewStorageFromHTTP(location, jwkset.HTTPClientStorageOptions{
 		Client:              k.client,
-		Ctx:                 life,
+		Ctx:                 ctx,
 		HTTPTimeout:         k.timeout,
 		RefreshErrorHandler: func(_ context.Context, err error) { k.store.fail(err) },
 		RefreshInterval:     refreshInterval,
@@ -153,12 +153,12 @@ func (k *remoteKeys) open(life context.Context) (keyfunc.Keyfunc, error) {
 	storage, err := jwkset.NewHTTPClient(jwkset.HTTPClientOptions{
 		HTTPURLs:          map[string]jwkset.Storage{location: store},
 		RateLimitWaitMax:  k.timeout, // of the fetch too
-		RefreshUnknownKID: k.cooldown,
+		RefreshUnknownKID: k.refetchLimit,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return keyfunc.New(keyfunc.Options{Ctx: life, Storage: storage})
+	return keyfunc.New(keyfunc.Options{Ctx: ctx, Storage: storage})
 }
 
 // discoveryPath is where an issuer keeps that document, below its own path.
@@ -206,7 +206,7 @@ func (k *remoteKeys) key(ctx context.Context, t *jwt.Token) (any, error) {
 		return nil, &UnavailableError{Cause: k.missing(), RetryAfter: firstRetry}
 	}
 	if kid, ok := t.Header["kid"].(string); ok && !k.store.has(kid) {
-		if err := k.look(ctx, *known, kid); err != nil {
+		if err := k.refetchFor(ctx, *known, kid); err != nil {
 			return nil, err
 		}
 	}
@@ -218,13 +218,13 @@ func (k *remoteKeys) missing() error {
 	return fmt.Errorf("%s: the keys are not fetched yet: %w", k.source, k.store.failure())
 }
 
-// look fetches the keys again for the sake of an unknown kid, unless that was
+// refetchFor fetches the keys again for the sake of an unknown kid, unless that was
 // done not long ago. All who ask meanwhile wait for one fetch, since it may
 // bring the key of each.
-func (k *remoteKeys) look(ctx context.Context, known keyfunc.Keyfunc, kid string) error {
+func (k *remoteKeys) refetchFor(ctx context.Context, known keyfunc.Keyfunc, kid string) error {
 	fetched := k.refresh.DoChan("", func() (any, error) {
-		if k.cooldown.Tokens() >= 1 {
-			known.Storage().KeyRead(k.life, kid) // whose error says no more than the store does
+		if k.refetchLimit.Tokens() >= 1 {
+			known.Storage().KeyRead(k.ctx, kid) // whose error says no more than the store does
 		}
 		return nil, nil
 	})
@@ -263,7 +263,7 @@ func (s *keyStore) KeyReplaceAll(ctx context.Context, fetched []jwkset.JWK) erro
 		if use := jwk.Marshal().USE; use != "" && use != jwkset.UseSig {
 			continue
 		}
-		if _, ok := fitting(key); ok && len(fit) < maxKeys {
+		if _, ok := algorithmsFor(key); ok && len(fit) < maxKeys {
 			fit = append(fit, jwk)
 		}
 	}

@@ -29,7 +29,7 @@ func jwksConfig(url string) Config {
 // forgetCooldown lets a look at the keys happen now, as after refreshCooldown.
 func forgetCooldown(a *Auth) {
 	k := a.verifier.(*jwtVerifier).keys.(*remoteKeys)
-	k.cooldown.SetLimit(rate.Inf)
+	k.refetchLimit.SetLimit(rate.Inf)
 }
 
 func rs256(key any, kid string) string {

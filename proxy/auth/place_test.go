@@ -123,7 +123,7 @@ func (test placeTest) run(t *testing.T) {
 		t.Errorf("the error tells the token: %v", err)
 	}
 	upstream := maps.Clone(r.Header)
-	left := a.Strip(test.query, upstream)
+	left := a.StripToken(test.query, upstream)
 	if left != test.left {
 		t.Errorf("Strip leaves the query %.40q; want %.40q", left, test.left)
 	}

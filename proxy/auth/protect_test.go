@@ -38,7 +38,7 @@ var (
 	errDenied    = &DeniedError{Cause: errors.New("not that")}
 	errDown      = &UnavailableError{Cause: errors.New("down")}
 	errExhausted = &UnavailableError{Cause: errors.New("no descriptor")}
-	errHalt      = &UnavailableError{Cause: errors.New("status 500"), alive: true}
+	errHalt      = &UnavailableError{Cause: errors.New("status 500"), responded: true}
 )
 
 func TestCache(t *testing.T) {
@@ -128,8 +128,8 @@ func TestCacheIsBounded(t *testing.T) {
 	})
 	const size = 8
 	c := newCache(v, newTokenHash(), cacheTimes{time.Hour, 0})
-	c.yes.Resize(size) // from cacheSize, for speed
-	c.no.Resize(size)
+	c.accepted.Resize(size) // from cacheSize, for speed
+	c.refused.Resize(size)
 	for i := range 10 * size {
 		for _, kind := range []string{"bad", "good"} {
 			if i == 0 || kind == "bad" {
@@ -137,8 +137,8 @@ func TestCacheIsBounded(t *testing.T) {
 			}
 		}
 	}
-	if c.yes.Len() != 1 || c.no.Len() != size {
-		t.Errorf("%d and %d kept; want 1 and %d", c.yes.Len(), c.no.Len(), size)
+	if c.accepted.Len() != 1 || c.refused.Len() != size {
+		t.Errorf("%d and %d kept; want 1 and %d", c.accepted.Len(), c.refused.Len(), size)
 	}
 }
 

@@ -38,7 +38,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	}
 	if err == nil {
 		// The verifier is asked to the end even if the client leaves meanwhile: who could guess and hang up would guess for nothing.
-		u.grant.Credential = credential.Via(u.Forwarded)
+		u.grant.Credential = credential.WithForwarded(u.Forwarded)
 		if ticket != "" {
 			err = g.redeem(u, ticket)
 		} else {

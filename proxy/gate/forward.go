@@ -29,7 +29,7 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	if u.switched() || !u.route.extensions {
 		delete(h, "Sec-Websocket-Extensions")
 	}
-	query := u.route.auth.Strip(u.Query, h)
+	query := u.route.auth.StripToken(u.Query, h)
 	if g.Tickets != nil {
 		query = auth.StripParam(query, TicketParam)
 	}
@@ -44,8 +44,8 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	}
 	setForwarded(h, u)
 	h[viaHeader] = []string{g.via(u)}
-	u.route.auth.Clean(h)
-	u.route.auth.Set(h, u.grant.Decision)
+	u.route.auth.StripIdentity(h)
+	u.route.auth.SetIdentity(h, u.grant.Decision)
 	return &upstream.Request{Path: u.Path, Query: query, Host: u.HTTP.Host, Header: h}
 }
 
@@ -113,8 +113,8 @@ func dropListed(h http.Header, connection []string) {
 }
 
 // forwarded is how the request came here. A trusted proxy's word counts where it can be true.
-func forwarded(r *http.Request, client clientip.Client) auth.Route {
-	way := auth.Route{Scheme: "http", Host: r.Host, For: join(client.Chain)}
+func forwarded(r *http.Request, client clientip.Client) auth.Forwarded {
+	way := auth.Forwarded{Scheme: "http", Host: r.Host, For: join(client.Chain)}
 	if r.TLS != nil {
 		way.Scheme = "https"
 	}

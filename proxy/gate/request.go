@@ -30,7 +30,7 @@ type Request struct {
 	Path, Query string          // of the request target, byte for byte
 	From        clientip.Client // who sent it, behind trusted proxies
 	Key         netip.Prefix    // of limits by address
-	Forwarded   auth.Route      // by which way it came, as far as that is believed
+	Forwarded   auth.Forwarded  // by which way it came, as far as that is believed
 	Answer      http.Header     // what every answer to it has, such as CORS; nil: nothing
 
 	subject string // once it is authenticated
