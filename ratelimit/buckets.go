@@ -81,9 +81,9 @@ func (b *buckets[K]) until(key K, n int, now time.Time) time.Duration {
 	return timeFor(float64(n)-tokens, b.limit)
 }
 
-// home is the key whose bucket this key draws on: the key itself, or the zero
+// bucketKey is the key whose bucket this key draws on: the key itself, or the zero
 // key of the shared bucket if it has no bucket and there is no room for one.
-func (b *buckets[K]) home(key K, now time.Time) K {
+func (b *buckets[K]) bucketKey(key K, now time.Time) K {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 

@@ -60,13 +60,13 @@ func newFailures(b *buckets[netip.Prefix]) *failures {
 }
 
 func (f *failures) left(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
-	wait = f.buckets.until(f.buckets.home(key, now), 1, now)
+	wait = f.buckets.until(f.buckets.bucketKey(key, now), 1, now)
 	return wait, wait == 0
 }
 
 func (f *failures) attempt(ctx context.Context, key netip.Prefix) (*Attempt, error) {
 	f.mu.Lock()
-	key = f.buckets.home(key, time.Now())
+	key = f.buckets.bucketKey(key, time.Now())
 	c := f.calls[key]
 	if c == nil {
 		c = new(calls)

@@ -122,7 +122,7 @@ func (l *Limits) UpgradeOfSubject(subject string, now time.Time) (wait time.Dura
 
 // FailuresLeft reports whether the address may still try a credential, and if
 // not, in how long. It takes nothing and never waits: it is the cheap no before
-// the work of authentication. A yes promises nothing; [Limits.Attempt] decides.
+// the work of authentication. It promises nothing; [Limits.Attempt] decides.
 func (l *Limits) FailuresLeft(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
 	if l.failures == nil {
 		return 0, true

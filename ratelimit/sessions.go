@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Scope names a cap on open sessions. "" is none of them.
+// Scope names a cap on open sessions; "" is no cap.
 type Scope string
 
 // The caps of [Config].

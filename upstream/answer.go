@@ -66,15 +66,15 @@ func Accept(key string) string {
 
 var errTooLong = errors.New("too long")
 
-// meter is the wire below the bufio.Reader of an answer. It bounds what a header may take from it, and keeps the error
+// limitedReader is the wire below the bufio.Reader of an answer. It bounds what a header may take from it, and keeps the error
 // that reading ended with, because http.ReadResponse's errors quote the answer and do not tell its faults from the network's.
-type meter struct {
+type limitedReader struct {
 	src  io.Reader
 	left int // bytes; negative: no bound
 	err  error
 }
 
-func (m *meter) Read(p []byte) (n int, err error) {
+func (m *limitedReader) Read(p []byte) (n int, err error) {
 	switch {
 	case m.left < 0:
 		n, err = m.src.Read(p)
@@ -91,7 +91,7 @@ func (m *meter) Read(p []byte) (n int, err error) {
 }
 
 // fault is the HandshakeError for an answer that http.ReadResponse would not take.
-func (m *meter) fault() *HandshakeError {
+func (m *limitedReader) fault() *HandshakeError {
 	switch {
 	case m.err == nil:
 		return &HandshakeError{Reason: reasonNoHTTP}
@@ -107,11 +107,11 @@ func (m *meter) fault() *HandshakeError {
 }
 
 // readAnswer reads the head of the upstream's final answer. One that is a refusal has its body still to come.
-func (x *exchange) readAnswer() (*Conn, *http.Response, error) {
+func (x *handshake) readAnswer() (*Conn, *http.Response, error) {
 	for range maxInterim + 1 {
 		resp, err := http.ReadResponse(x.answer, nil)
 		if err != nil {
-			return nil, nil, x.wire.fault()
+			return nil, nil, x.limited.fault()
 		}
 		if !isHeader(resp.Header) {
 			return nil, nil, &HandshakeError{Reason: reasonNoHTTP}
@@ -131,7 +131,7 @@ func (x *exchange) readAnswer() (*Conn, *http.Response, error) {
 
 // accepted makes a Conn of a 101, or says what is wrong with it: the list of RFC 6455 section 4.1, made stricter where it
 // is silent on doubled fields.
-func (x *exchange) accepted(resp *http.Response) (*Conn, error) {
+func (x *handshake) accepted(resp *http.Response) (*Conn, error) {
 	h := resp.Header
 	wrong := func(reason string) (*Conn, error) { return nil, &HandshakeError{Reason: reason} }
 	if resp.Proto != "HTTP/1.1" {
@@ -152,11 +152,11 @@ func (x *exchange) accepted(resp *http.Response) (*Conn, error) {
 	if v := h["Sec-Websocket-Accept"]; len(v) != 1 || v[0] != Accept(x.key) {
 		return wrong(reasonAccept)
 	}
-	protocol, ok := chosenProtocol(h[protocolField], x.offer[protocolField])
+	protocol, ok := chosenProtocol(h[protocolField], x.offered[protocolField])
 	if !ok {
 		return wrong(reasonProtocol)
 	}
-	extensions, ok := acceptedExtensions(h[extensionsField], x.offer[extensionsField])
+	extensions, ok := acceptedExtensions(h[extensionsField], x.offered[extensionsField])
 	if !ok {
 		return wrong(reasonExtensions)
 	}

@@ -259,10 +259,10 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nshort"))
 	f.Add([]byte("HTTP/1.1 302 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: x\r\n\r\nmore"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		x := exchanges.Get().(*exchange)
+		x := exchanges.Get().(*handshake)
 		defer x.release()
 		src := bytes.NewReader(data)
-		x.key, x.offer, x.wire = rfcKey, offer, meter{src: src, left: maxHeader}
+		x.key, x.offered, x.limited = rfcKey, offer, limitedReader{src: src, left: maxHeader}
 		c, refusal, err := x.readAnswer()
 		if refusal != nil {
 			err = x.refused(refusal)

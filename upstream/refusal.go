@@ -38,8 +38,8 @@ func (e *RefusedError) Error() string {
 }
 
 // refused reads a refusal's body. The status is known by now, so that nothing that goes wrong here is worth an error.
-func (x *exchange) refused(resp *http.Response) *RefusedError {
-	x.wire.left = -1 // the body is bounded below, and chunk overhead by net/http
+func (x *handshake) refused(resp *http.Response) *RefusedError {
+	x.limited.left = -1 // the body is bounded below, and chunk overhead by net/http
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusalBody+1))
 	e := &RefusedError{Status: resp.StatusCode, Header: resp.Header, Body: body, Truncated: err != nil}
 	if len(body) > maxRefusalBody {

@@ -23,35 +23,35 @@ const (
 	maxKeptRequest = 8 << 10
 )
 
-// exchange is the memory that one handshake needs and gives back.
-type exchange struct {
+// handshake is the memory that one handshake needs and gives back.
+type handshake struct {
 	request []byte
 	key     string
-	offer   http.Header
+	offered http.Header
 
-	wire   meter
-	answer *bufio.Reader // of wire
+	limited limitedReader
+	answer  *bufio.Reader // of wire
 }
 
 var exchanges = sync.Pool{New: func() any {
-	x := &exchange{}
-	x.answer = bufio.NewReaderSize(&x.wire, readBuffer)
+	x := &handshake{}
+	x.answer = bufio.NewReaderSize(&x.limited, readBuffer)
 	return x
 }}
 
 // release returns x to the pool with nothing of its handshake reachable from it.
-func (x *exchange) release() {
+func (x *handshake) release() {
 	if cap(x.request) > maxKeptRequest {
 		x.request = nil
 	}
-	x.key, x.offer, x.wire = "", nil, meter{}
-	x.answer.Reset(&x.wire)
+	x.key, x.offered, x.limited = "", nil, limitedReader{}
+	x.answer.Reset(&x.limited)
 	exchanges.Put(x)
 }
 
 // compose writes the whole request into x.request, so that it can be sent with one write. It checks all that came from
 // the client, although net/http and the gate have checked it before: a line break that gets this far is a second request.
-func (x *exchange) compose(u *Upstream, req *Request) error {
+func (x *handshake) compose(u *Upstream, req *Request) error {
 	if req.Path != "" && req.Path[0] != '/' || strings.Contains(req.Path, "?") || !sendable(req.Path) {
 		return errors.New("malformed path")
 	}
@@ -74,7 +74,7 @@ func (x *exchange) compose(u *Upstream, req *Request) error {
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	x.key = base64.StdEncoding.EncodeToString(nonce[:])
-	x.offer = req.Header
+	x.offered = req.Header
 
 	b := append(x.request[:0], "GET "...)
 	b = u.target.appendURI(b, req.Path, req.Query)
@@ -116,8 +116,8 @@ func (x *exchange) compose(u *Upstream, req *Request) error {
 
 // run sends the request and returns what the answer to it makes: a Conn, still without its net.Conn, or the upstream's no,
 // of which the body is yet to be read.
-func (x *exchange) run(conn net.Conn) (*Conn, *http.Response, error) {
-	x.wire = meter{src: conn, left: maxHeader}
+func (x *handshake) run(conn net.Conn) (*Conn, *http.Response, error) {
+	x.limited = limitedReader{src: conn, left: maxHeader}
 	if _, err := conn.Write(x.request); err != nil {
 		return nil, nil, &HandshakeError{Reason: reasonWrite, Err: err}
 	}

@@ -13,13 +13,13 @@ import (
 
 // target is UPSTREAM_URL, compiled.
 type target struct {
-	address    string // to dial: host:port, IPv6 in brackets, its zone kept
-	serverName string // to verify a certificate for
-	authority  string // for the Host header field, where nobody names another
-	secure     bool
-	root       string // what a request for "/" asks for: the base path as it was written
-	prefix     string // what any other path is appended to: the base path without its last slash
-	query      string
+	address         string // to dial: host:port, IPv6 in brackets, its zone kept
+	serverName      string // to verify a certificate for
+	authority       string // for the Host header field, unless the request names another
+	secure          bool
+	basePath        string // what a request for "/" asks for: the base path as it was written
+	basePathNoSlash string // what any other path is appended to: the base path without its last slash
+	query           string
 }
 
 const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query]"
@@ -82,11 +82,11 @@ func parseTarget(raw string) (*target, error) {
 	if zone != "" {
 		t.authority = strings.Replace(u.Host, "%"+zone, "", 1)
 	}
-	t.root = u.EscapedPath()
-	if t.root == "" {
-		t.root = "/"
+	t.basePath = u.EscapedPath()
+	if t.basePath == "" {
+		t.basePath = "/"
 	}
-	t.prefix = strings.TrimSuffix(t.root, "/")
+	t.basePathNoSlash = strings.TrimSuffix(t.basePath, "/")
 	t.query = u.RawQuery
 	return t, nil
 }
@@ -102,9 +102,9 @@ func parseTarget(raw string) (*target, error) {
 //	?x=1     ?y=2      ?x=1&y=2
 func (t *target) appendURI(b []byte, path, query string) []byte {
 	if path == "" || path == "/" {
-		b = append(b, t.root...)
+		b = append(b, t.basePath...)
 	} else {
-		b = append(b, t.prefix...)
+		b = append(b, t.basePathNoSlash...)
 		b = append(b, path...)
 	}
 	if t.query != "" || query != "" {

@@ -142,7 +142,7 @@ type Conn struct {
 // Connect opens a connection for req. It ends early when ctx does. The error is a *DialError, *HandshakeError or
 // *RefusedError, or, for a Request that cannot be sent, a plain one; nothing stays open after it.
 func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
-	x := exchanges.Get().(*exchange)
+	x := exchanges.Get().(*handshake)
 	defer x.release()
 	if err := x.compose(u, req); err != nil {
 		return nil, fmt.Errorf("upstream request: %w", err)
@@ -163,7 +163,7 @@ func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
 }
 
 // handshake sends what x has composed and reads the answer. Its caller closes conn after an error.
-func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *exchange) (*Conn, error) {
+func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *handshake) (*Conn, error) {
 	deadline := time.Now().Add(u.handshakeTimeout)
 	conn.SetDeadline(deadline)
 	// A deadline in the past is what ends a blocked Read or Write when ctx does.

@@ -200,7 +200,7 @@ func (a *Auth) choose(c *Config) error {
 		v = &observed{v, c.Observe}
 	}
 	a.verifier = v
-	if c.Mode == modeJWT { // a signature is not worth remembering, and asks nobody
+	if c.Mode == modeJWT { // checking a signature again is cheap, and calls no service
 		return nil
 	}
 	v = newBreaker(v, c.Exhausted, c.Logger)
@@ -340,7 +340,7 @@ func (a *Auth) VerifyAgain(ctx context.Context, c Credential) (Decision, error) 
 
 // withSubject sees to it that an accepted client has a subject, which is not its
 // token: a service that names the user by the token would put the token into
-// every log line; such a name is as good as none.
+// every log line; such a name is ignored.
 func (a *Auth) withSubject(c Credential, d Decision, err error) (Decision, error) {
 	if err != nil {
 		return Decision{}, err

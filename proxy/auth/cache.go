@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// maxRefusalTTL bounds how long a no is used again: a user who has just
-	// been given access must not be told for long that there is none.
+	// maxRefusalTTL bounds how long a refusal is used again: a user who has just
+	// been given access must not be refused for long.
 	maxRefusalTTL = 5 * time.Second
 	// cacheSize bounds each table, in tokens; an entry takes some 500 bytes.
 	// Of more tokens than that, those not asked about for the longest are

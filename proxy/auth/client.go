@@ -334,7 +334,7 @@ func (a answer) unavailable() error {
 	e := &UnavailableError{Cause: fmt.Errorf("status %d", a.status), responded: true}
 	switch a.status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		e.responded = false // whoever answered asks to be left alone, or has nobody behind it
+		e.responded = false // the service asks to be left alone, or a proxy answers in its place
 		wait, _ := seconds(a.header.Get("Retry-After"))
 		e.RetryAfter = min(wait, maxRetryAfter)
 	}
@@ -348,8 +348,8 @@ const maxRetryAfter = time.Minute
 // subjectKey is the header in which an answer may name the client.
 const subjectKey = "X-Auth-Subject"
 
-// accept returns the decision of an answer that says yes. A yes for we cannot
-// tell whom is no yes.
+// accept returns the decision of an answer that accepts. If the answer names more
+// than one subject, or one that cannot be used, it is unusable.
 func (c *client) accept(a answer) (Decision, error) {
 	d := Decision{Groups: c.groupsOf(a), Until: holdsUntil(a.header, a.asked), noStore: !storable(a.header, a.asked)}
 	switch values := a.header[subjectKey]; len(values) {

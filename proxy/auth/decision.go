@@ -17,7 +17,7 @@ type verifier interface {
 	close()
 }
 
-// Decision is a verifier's yes. Clients may share one: its maps are not to be
+// Decision is a verifier's acceptance. Clients may share one: its maps are not to be
 // written to.
 type Decision struct {
 	// Subject names the client, for limits and logs, and for the upstream
@@ -88,7 +88,7 @@ type UnavailableError struct {
 func (e *UnavailableError) Error() string { return "ask the verifier: " + e.Cause.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Cause }
 
-// isRefusal reports whether err is the verifier's no, which is an answer.
+// isRefusal reports whether err is a refusal, which is an answer of the verifier's.
 func isRefusal(err error) bool {
 	_, refused := errors.AsType[*RefusedError](err)
 	_, denied := errors.AsType[*DeniedError](err)

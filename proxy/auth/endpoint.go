@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// maxAnswerBytes bounds the body of an answer. A yes is one byte; the rest is
-// room for the error texts that some endpoints send with a no.
+// maxAnswerBytes bounds the body of an answer. An acceptance is one byte; the rest
+// is room for the error texts that some endpoints send with a refusal.
 const maxAnswerBytes = 4 << 10
 
 // An endpoint verifies a token by GET AUTH_URL?token=<token>, or by a POST of
@@ -72,7 +72,7 @@ func (e *endpoint) verify(ctx context.Context, c Credential) (Decision, error) {
 	case e.byStatus || a.status != http.StatusOK:
 		return Decision{}, a.unavailable()
 	case string(bytes.Trim(a.body, " \t\r\n")) != "1":
-		if bytes.HasPrefix(bytes.TrimLeft(a.body, " \t\r\n"), []byte("{")) { // 0 and false are JSON too, and a no
+		if bytes.HasPrefix(bytes.TrimLeft(a.body, " \t\r\n"), []byte("{")) { // 0 and false are JSON too, and refusals
 			e.hint.Do(func() {
 				e.log.Warn("the token endpoint answers 200 with JSON, which accepts nobody: only the body 1 does. " +
 					"If its 200 always means yes, set AUTH_ACCEPT=2xx, with which the status alone decides")

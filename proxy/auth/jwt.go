@@ -150,8 +150,8 @@ var (
 	hmacAlgorithms   = algorithms{[]string{"HS256", "HS384", "HS512"}, []string{"HS256"}}
 	rsaAlgorithms    = algorithms{[]string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, []string{"RS256"}}
 	ed25519Algorithm = algorithms{[]string{"EdDSA"}, []string{"EdDSA"}}
-	// publicAlgorithms are those of keys that anyone may know. HS256 is none of
-	// them: whoever knows the key could sign.
+	// publicAlgorithms are those of keys that anyone may know. HS256 is not among
+	// them: its key can sign.
 	publicAlgorithms = algorithms{
 		slices.Concat(rsaAlgorithms.allowed, []string{"ES256", "ES384", "ES512", "EdDSA"}),
 		[]string{"RS256", "ES256", "EdDSA"},

@@ -363,7 +363,7 @@ func TestReport(t *testing.T) {
 	var out strings.Builder
 	report{
 		out: &out, results: r, setting: []string{"2 cores", "Linux 6"}, rows: []string{rowUpgrade, rowIdle},
-		columns: slices.DeleteFunc(slices.Clone(contestants), func(c contestant) bool {
+		columns: slices.DeleteFunc(slices.Clone(targets), func(c target) bool {
 			return !slices.Contains([]string{"loop", "cached", "nginx", "haproxy"}, c.name)
 		}),
 	}.print()
@@ -405,11 +405,11 @@ func TestChoose(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := choose("-only", tt.list, contestants, contestant.key)
+			got, err := choose("-only", tt.list, targets, target.key)
 			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.err)) {
 				t.Errorf("got error %v, want %q", err, tt.err)
 			}
-			if list := names(got, contestant.key); list != tt.want {
+			if list := names(got, target.key); list != tt.want {
 				t.Errorf("got %s, want %s", list, tt.want)
 			}
 		})

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// echoServer is the backend of every contestant, and the token endpoint: one thread, one epoll, one read buffer. It
+// echoServer is the backend of every target, and the token endpoint: one thread, one epoll, one read buffer. It
 // echoes frame by frame, so that a large message costs no memory, and knows just as much HTTP as the handshake and
 // `GET /token` take.
 type echoServer struct {

@@ -43,8 +43,8 @@ func field(file, name, separator string) string {
 	return "unknown"
 }
 
-// version asks a contestant's program for its version; "" for those that have none.
-func (c contestant) version() string {
+// version asks a target's program for its version; "" for those that have none.
+func (c target) version() string {
 	path, err := find(c.name)
 	if err != nil {
 		return ""

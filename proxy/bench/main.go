@@ -72,17 +72,17 @@ var roles = map[string]func(args []string) error{
 
 // bench is one run.
 type bench struct {
-	effort      effort
-	contestants []contestant
-	measures    []measure
-	folder      string         // for everything that is written; removed in the end
-	program     string         // this module's, built; "": not measured
-	self        string         // a copy of this program
-	echo        netip.AddrPort // the backend
-	progress    io.Writer
-	results     results
-	absent      map[string]bool // contestants that can't be measured here
-	failed      int             // measurements
+	scale    scale
+	targets  []target
+	measures []measure
+	folder   string         // for everything that is written; removed in the end
+	program  string         // this module's, built; "": not measured
+	self     string         // a copy of this program
+	echo     netip.AddrPort // the backend
+	progress io.Writer
+	results  results
+	absent   map[string]bool // targets that can't be measured here
+	failed   int             // measurements
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer echo.stop()
 
-	for round := range b.effort.rounds {
+	for round := range b.scale.rounds {
 		if err := b.round(ctx, round); err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func (b *bench) parse(args []string) error {
 	rounds := flags.Int("rounds", 0, "how often everything is measured (0: 7, with -quick 1)")
 	before := flags.String("before", "", "the path of an earlier build of Portcullis, to be measured beside this one")
 	short := flags.Bool("quick", false, "measure for so short a time that only errors mean anything")
-	only := flags.String("only", "", "contestants, separated by commas (empty: all): "+names(contestants, contestant.key)+", and with -before each of ours as NAME-before")
+	only := flags.String("only", "", "targets, separated by commas (empty: all): "+names(targets, target.key)+", and with -before each of ours as NAME-before")
 	what := flags.String("measures", "", "measures, separated by commas (empty: all): "+names(measures(full), measure.key))
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -131,29 +131,29 @@ func (b *bench) parse(args []string) error {
 	if *rounds < 0 {
 		return fmt.Errorf("-rounds: %d is less than 0", *rounds)
 	}
-	b.effort = full
+	b.scale = full
 	if *short {
-		b.effort = quick
+		b.scale = quick
 	}
-	b.effort.rounds = cmp.Or(*rounds, b.effort.rounds)
+	b.scale.rounds = cmp.Or(*rounds, b.scale.rounds)
 	// Each process opens two descriptors per session at most, and some of its own.
-	if most := (descriptorLimit() - 1000) / 2; most < b.effort.sessions {
-		fmt.Fprintf(b.progress, "%d idle sessions instead of %d, for %d descriptors allow no more\n", most, b.effort.sessions, descriptorLimit())
-		b.effort.sessions = most
+	if most := (descriptorLimit() - 1000) / 2; most < b.scale.sessions {
+		fmt.Fprintf(b.progress, "%d idle sessions instead of %d, for %d descriptors allow no more\n", most, b.scale.sessions, descriptorLimit())
+		b.scale.sessions = most
 	}
 
-	all := contestants
+	all := targets
 	if *before != "" {
 		all = withBuild(all, *before)
 	}
 	var err1, err2 error
-	b.contestants, err1 = choose("-only", *only, all, contestant.key)
-	b.measures, err2 = choose("-measures", *what, measures(b.effort), measure.key)
+	b.targets, err1 = choose("-only", *only, all, target.key)
+	b.measures, err2 = choose("-measures", *what, measures(b.scale), measure.key)
 	return errors.Join(err1, err2)
 }
 
-func (c contestant) key() string { return c.name }
-func (m measure) key() string    { return m.name }
+func (c target) key() string  { return c.name }
+func (m measure) key() string { return m.name }
 
 func names[T any](all []T, key func(T) string) string {
 	var keys []string
@@ -193,7 +193,7 @@ func (b *bench) programs(ctx context.Context) error {
 	if err := copyProgram(b.self, self); err != nil {
 		return fmt.Errorf("copy this program: %w", err)
 	}
-	if !slices.ContainsFunc(b.contestants, contestant.isPortcullis) {
+	if !slices.ContainsFunc(b.targets, target.isPortcullis) {
 		return nil
 	}
 	b.program = filepath.Join(b.folder, "portcullis")
@@ -228,7 +228,7 @@ func (b *bench) report(out io.Writer) report {
 	if v := revision(b.program); v != "" {
 		r.setting = append(r.setting, v)
 	}
-	for _, c := range b.contestants {
+	for _, c := range b.targets {
 		if b.absent[c.name] {
 			continue
 		}
@@ -240,6 +240,6 @@ func (b *bench) report(out io.Writer) report {
 	for _, m := range b.measures {
 		r.rows = append(r.rows, m.rows...)
 	}
-	r.setting = append(r.setting, b.effort.String())
+	r.setting = append(r.setting, b.scale.String())
 	return r
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// effort is how long everything is measured.
-type effort struct {
+// scale is how long everything is measured.
+type scale struct {
 	rounds       int
 	warmUp       time.Duration // of every echo measure
 	window       time.Duration // of every echo measure
@@ -22,14 +22,14 @@ type effort struct {
 }
 
 var (
-	full = effort{rounds: 7, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 2000, sessions: 8000,
+	full = scale{rounds: 7, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 2000, sessions: 8000,
 		memoryRounds: 3, pause: 3 * time.Second}
 	// quick shows that everything works; its figures are not to be quoted.
-	quick = effort{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500,
+	quick = scale{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500,
 		memoryRounds: 1, pause: 200 * time.Millisecond}
 )
 
-func (e effort) String() string {
+func (e scale) String() string {
 	s := fmt.Sprintf("rounds: %d, idle sessions: %d", e.rounds, e.sessions)
 	if e.window == quick.window {
 		s += ", too quick to be quoted"
@@ -37,23 +37,23 @@ func (e effort) String() string {
 	return s
 }
 
-// measure is one thing done to a contestant, and the figures that it yields.
+// measure is one thing done to a target, and the figures that it yields.
 type measure struct {
 	name   string // for -measures
 	rows   []string
 	fresh  bool // wants a process that has done nothing yet
 	rounds int
-	run    func(context.Context, subject) ([]float64, error) // one figure per row; less is better
+	run    func(context.Context, measured) ([]float64, error) // one figure per row; less is better
 }
 
-// subject is a running contestant.
-type subject struct {
+// measured is a running target.
+type measured struct {
 	addr netip.AddrPort
 	used usage
 }
 
 // greet opens one session and echoes one message: a proxy is ready, with all its processes, when that has worked.
-func (s subject) greet(ctx context.Context) error {
+func (s measured) greet(ctx context.Context) error {
 	l, err := newLoad(s.addr, "/")
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func rowMessage(size, conns int) string {
 	return fmt.Sprintf("CPU per message of %s, %d connections (µs)", name, conns)
 }
 
-func measures(e effort) []measure {
+func measures(e scale) []measure {
 	var all []measure
 	for _, size := range []int{64, 4096} {
 		for _, conns := range []int{8, 64, 512} {
@@ -97,8 +97,8 @@ func measures(e effort) []measure {
 	)
 }
 
-func (e effort) message(size, conns int) func(context.Context, subject) ([]float64, error) {
-	return func(ctx context.Context, s subject) ([]float64, error) {
+func (e scale) message(size, conns int) func(context.Context, measured) ([]float64, error) {
+	return func(ctx context.Context, s measured) ([]float64, error) {
 		got, err := e.echo(ctx, s, newMessage(size), conns)
 		if err != nil {
 			return nil, err
@@ -108,7 +108,7 @@ func (e effort) message(size, conns int) func(context.Context, subject) ([]float
 }
 
 // stream echoes large messages: a MiB has gone through the proxy twice, there and back.
-func (e effort) stream(ctx context.Context, s subject) ([]float64, error) {
+func (e scale) stream(ctx context.Context, s measured) ([]float64, error) {
 	m := newMessage(256 << 10)
 	got, err := e.echo(ctx, s, m, 8)
 	if err != nil {
@@ -117,7 +117,7 @@ func (e effort) stream(ctx context.Context, s subject) ([]float64, error) {
 	return []float64{micros(got.cpu) / (float64(len(got.latency)*m.payload) / (1 << 20))}, nil
 }
 
-func (e effort) latency(ctx context.Context, s subject) ([]float64, error) {
+func (e scale) latency(ctx context.Context, s measured) ([]float64, error) {
 	got, err := e.echo(ctx, s, newMessage(64), 64)
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ type echoes struct {
 	latency []time.Duration // of each echo
 }
 
-func (e effort) echo(ctx context.Context, s subject, m message, conns int) (echoes, error) {
+func (e scale) echo(ctx context.Context, s measured, m message, conns int) (echoes, error) {
 	l, err := newLoad(s.addr, "/")
 	if err != nil {
 		return echoes{}, err
@@ -154,12 +154,12 @@ func (e effort) echo(ctx context.Context, s subject, m message, conns int) (echo
 	return got, nil
 }
 
-// gated is the path where nginx authenticates. Elsewhere it need not, since what auth_request takes from its pool of
+// authPath is the path where nginx authenticates. Elsewhere it need not, since what auth_request takes from its pool of
 // memory it keeps for as long as the session lasts. All others make no difference.
-const gated = "/gated"
+const authPath = "/authPath"
 
-func (e effort) upgrade(ctx context.Context, s subject) ([]float64, error) {
-	l, err := newLoad(s.addr, gated)
+func (e scale) upgrade(ctx context.Context, s measured) ([]float64, error) {
+	l, err := newLoad(s.addr, authPath)
 	if err != nil {
 		return nil, err
 	}
@@ -167,22 +167,22 @@ func (e effort) upgrade(ctx context.Context, s subject) ([]float64, error) {
 	if err := l.churn(ctx, e.upgrades/10); err != nil { // warm-up: the pool of connections to the token endpoint fills
 		return nil, err
 	}
-	before, err := s.settled(ctx)
+	before, err := s.cpuAtRest(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := l.churn(ctx, e.upgrades); err != nil {
 		return nil, err
 	}
-	after, err := s.settled(ctx)
+	after, err := s.cpuAtRest(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return []float64{micros(after-before) / float64(e.upgrades)}, nil
 }
 
-// settled is the CPU time once the proxy has done with what it was given: closing the last sessions is part of them.
-func (s subject) settled(ctx context.Context) (time.Duration, error) {
+// cpuAtRest is the CPU time once the proxy has done with what it was given: closing the last sessions is part of them.
+func (s measured) cpuAtRest(ctx context.Context) (time.Duration, error) {
 	const still = 20 * time.Millisecond
 	last, err := s.used.cpu()
 	for range 50 {
@@ -202,7 +202,7 @@ func (s subject) settled(ctx context.Context) (time.Duration, error) {
 
 // memory opens sessions on a process that has done nothing yet, lets each echo one message, waits, and reads how much
 // the process has grown.
-func (e effort) memory(ctx context.Context, s subject) ([]float64, error) {
+func (e scale) memory(ctx context.Context, s measured) ([]float64, error) {
 	l, err := newLoad(s.addr, "/")
 	if err != nil {
 		return nil, err

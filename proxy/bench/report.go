@@ -11,21 +11,21 @@ import (
 	"strings"
 )
 
-// results are the figures of all contestants: by row of the table, then contestant, one per round. A round without a
+// results are the figures of all targets: by row of the table, then target, one per round. A round without a
 // figure is not a number.
 type results map[string]map[string][]float64
 
-func (r results) add(row, contestant string, round int, figure float64) {
+func (r results) add(row, target string, round int, figure float64) {
 	if r[row] == nil {
 		r[row] = make(map[string][]float64)
 	}
-	for len(r[row][contestant]) <= round {
-		r[row][contestant] = append(r[row][contestant], math.NaN())
+	for len(r[row][target]) <= round {
+		r[row][target] = append(r[row][target], math.NaN())
 	}
-	r[row][contestant][round] = figure
+	r[row][target][round] = figure
 }
 
-func (r results) median(row, contestant string) float64 { return median(r[row][contestant]) }
+func (r results) median(row, target string) float64 { return median(r[row][target]) }
 
 // ratio is the median of the ratios within each round: what else the machine did in a round falls on both.
 func (r results) ratio(row, a, b string) float64 {
@@ -61,7 +61,7 @@ func quantile[T cmp.Ordered](sorted []T, q float64) T {
 // goal is what the loop engine is to reach.
 type goal struct {
 	row   string
-	over  string // the contestant it is compared with, "": none
+	over  string // the target it is compared with, "": none
 	limit float64
 }
 
@@ -80,9 +80,9 @@ var goals = []goal{
 type report struct {
 	out     io.Writer
 	results results
-	setting []string     // the machine, the versions, the effort
-	rows    []string     // that were measured, in order
-	columns []contestant // that were measured, in order
+	setting []string // the machine, the versions, the scale
+	rows    []string // that were measured, in order
+	columns []target // that were measured, in order
 }
 
 func (r report) print() {
@@ -94,7 +94,7 @@ func (r report) print() {
 }
 
 func (r report) figures() {
-	columns := slices.DeleteFunc(slices.Clone(r.columns), func(c contestant) bool { return c.only != "" })
+	columns := slices.DeleteFunc(slices.Clone(r.columns), func(c target) bool { return c.only != "" })
 	heads := []string{"Medians"}
 	for _, c := range columns {
 		heads = append(heads, c.title)
@@ -129,7 +129,7 @@ func (r report) figures() {
 
 // ratios compares each engine with the two that are usually put in this place.
 func (r report) ratios() {
-	type pair struct{ a, b contestant }
+	type pair struct{ a, b target }
 	var pairs []pair
 	for _, a := range r.columns {
 		for _, b := range r.columns {

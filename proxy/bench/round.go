@@ -13,24 +13,24 @@ import (
 	"slices"
 )
 
-// entrant is a contestant that runs.
-type entrant struct {
-	contestant
-	subject
+// runningTarget is a target that runs.
+type runningTarget struct {
+	target
+	measured
 	process *process // nil: no proxy
 }
 
-func (e *entrant) stop() {
+func (e *runningTarget) stop() {
 	if e.process != nil {
 		e.process.stop()
 	}
 }
 
-// round measures everything once: each measure on all contestants in turn, so that what else the machine does meanwhile
+// round measures everything once: each measure on all targets in turn, so that what else the machine does meanwhile
 // falls on them alike. Each round begins with another one, so that none always follows the same.
 func (b *bench) round(ctx context.Context, round int) error {
-	first := round % len(b.contestants)
-	order := slices.Concat(b.contestants[first:], b.contestants[:first])
+	first := round % len(b.targets)
+	order := slices.Concat(b.targets[first:], b.targets[:first])
 
 	var shared, fresh []measure
 	for _, m := range b.measures {
@@ -48,11 +48,11 @@ func (b *bench) round(ctx context.Context, round int) error {
 	return b.alone(ctx, round, order, fresh)
 }
 
-// together starts all contestants, for measures to which the others, idle, make no difference.
-func (b *bench) together(ctx context.Context, round int, order []contestant, measures []measure) error {
-	var entrants []*entrant
+// together starts all targets, for measures to which the others, idle, make no difference.
+func (b *bench) together(ctx context.Context, round int, order []target, measures []measure) error {
+	var running []*runningTarget
 	defer func() {
-		for _, e := range entrants {
+		for _, e := range running {
 			e.stop()
 		}
 	}()
@@ -65,15 +65,15 @@ func (b *bench) together(ctx context.Context, round int, order []contestant, mea
 			return err
 		}
 		if e != nil {
-			entrants = append(entrants, e)
+			running = append(running, e)
 		}
 	}
 	for _, m := range measures {
-		for _, e := range entrants {
+		for _, e := range running {
 			if !e.takes(m) {
 				continue
 			}
-			if err := b.judge(ctx, e.contestant, b.run(ctx, round, e, m)); err != nil {
+			if err := b.judge(ctx, e.target, b.run(ctx, round, e, m)); err != nil {
 				return err
 			}
 		}
@@ -81,8 +81,8 @@ func (b *bench) together(ctx context.Context, round int, order []contestant, mea
 	return nil
 }
 
-// alone starts one contestant after the other, anew for each measure.
-func (b *bench) alone(ctx context.Context, round int, order []contestant, measures []measure) error {
+// alone starts one target after the other, anew for each measure.
+func (b *bench) alone(ctx context.Context, round int, order []target, measures []measure) error {
 	for _, m := range measures {
 		for _, c := range order {
 			if !c.takes(m) {
@@ -101,15 +101,15 @@ func (b *bench) alone(ctx context.Context, round int, order []contestant, measur
 	return nil
 }
 
-func (c contestant) takes(m measure) bool { return c.only == "" || c.only == m.name }
+func (c target) takes(m measure) bool { return c.only == "" || c.only == m.name }
 
-// enter starts a contestant and passes one session through it. It returns nil for one that was found absent before.
-func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
+// enter starts a target and passes one session through it. It returns nil for one that was found absent before.
+func (b *bench) enter(ctx context.Context, c target) (*runningTarget, error) {
 	if b.absent[c.name] {
 		return nil, nil
 	}
 	if c.command == nil {
-		return &entrant{contestant: c, subject: subject{addr: b.echo}}, nil
+		return &runningTarget{target: c, measured: measured{addr: b.echo}}, nil
 	}
 	folder, err := os.MkdirTemp(b.folder, c.name+"-")
 	if err != nil {
@@ -119,7 +119,7 @@ func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
 	if err != nil {
 		return nil, err
 	}
-	command, err := c.command(site{folder: folder, listen: listen, echo: b.echo, program: cmp.Or(c.program, b.program), self: b.self})
+	command, err := c.command(environment{folder: folder, listen: listen, echo: b.echo, program: cmp.Or(c.program, b.program), self: b.self})
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &entrant{contestant: c, subject: subject{addr: listen}, process: process}
+	e := &runningTarget{target: c, measured: measured{addr: listen}, process: process}
 	if err := e.greet(ctx); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("first session: %w", err)
@@ -139,14 +139,14 @@ func (b *bench) enter(ctx context.Context, c contestant) (*entrant, error) {
 	return e, nil
 }
 
-func (b *bench) run(ctx context.Context, round int, e *entrant, m measure) error {
-	figures, err := m.run(ctx, e.subject)
+func (b *bench) run(ctx context.Context, round int, e *runningTarget, m measure) error {
+	figures, err := m.run(ctx, e.measured)
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.rows[0], err)
 	}
 	for i, row := range m.rows {
 		b.results.add(row, e.name, round, figures[i])
-		fmt.Fprintf(b.progress, "round %d of %d: %s: %s %s\n", round+1, b.effort.rounds, row, e.name, figure(figures[i], ""))
+		fmt.Fprintf(b.progress, "round %d of %d: %s: %s %s\n", round+1, b.scale.rounds, row, e.name, figure(figures[i], ""))
 	}
 	return nil
 }
@@ -154,9 +154,9 @@ func (b *bench) run(ctx context.Context, round int, e *entrant, m measure) error
 // badSettings is Portcullis's exit code for settings that can't be had: an engine or a feature that this build lacks.
 const badSettings = 2
 
-// judge leaves out a contestant that this machine or this build does not have, and counts any other error. What it
+// judge leaves out a target that this machine or this build does not have, and counts any other error. What it
 // returns ends the run.
-func (b *bench) judge(ctx context.Context, c contestant, err error) error {
+func (b *bench) judge(ctx context.Context, c target, err error) error {
 	var exit *exitError
 	switch {
 	case err == nil, ctx.Err() != nil:

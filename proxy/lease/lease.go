@@ -1,8 +1,8 @@
 // Package lease ends sessions when their credential does.
 //
-// A verifier's yes holds for a time. A [Keeper] has each session's [Lease]
+// A verifier's acceptance holds for a time. A [Keeper] has each session's [Lease]
 // asked about again shortly before that time is over, and ends the session
-// when the answer is no, when there is nobody to answer for too long, or when the
+// when the answer is a refusal, when there has been no answer for too long, or when the
 // credential itself has run out. It knows times and answers; what is asked, and what
 // ending means, is for the lease's [Holder].
 package lease
@@ -34,15 +34,15 @@ type Config struct {
 	PerSecond int
 }
 
-// ErrRefused is what VerifyAgain returns, wrapped or not, for a no. Any other error
-// means that there was no answer.
+// ErrRefused is what VerifyAgain returns, wrapped or not, for a refusal. Any other
+// error means that there was no answer.
 var ErrRefused = errors.New("credential refused")
 
-// Terms are what a verifier's yes promises.
+// Terms are what a verifier's acceptance promises.
 type Terms struct {
 	Until   time.Time // the answer holds; zero: for ever
 	Expires time.Time // the credential itself; zero: unknown
-	Final   bool      // to ask again about the same credential would say nothing new
+	Final   bool      // asking again about the same credential cannot change the answer
 }
 
 // EndReason says why a lease ended.
@@ -50,7 +50,7 @@ type EndReason int
 
 const (
 	Expired     EndReason = iota // the credential, or the answer, ran out
-	Revoked                      // the verifier said no
+	Revoked                      // the verifier refused it
 	Unavailable                  // nobody could say, for longer than Stale
 )
 
@@ -270,7 +270,7 @@ func (c *Config) next(t Terms, now time.Time) (at time.Time) {
 	ask := lifetime - c.Timeout - time.Duration(rand.Int64N(int64(max(lifetime/8, 1))))
 	ask = max(ask, lifetime*3/4)
 	if lifetime <= 0 && (t.Expires.IsZero() || now.Before(t.Expires)) {
-		ask = retryInterval // a yes that is over as it comes would be asked for without a pause
+		ask = retryInterval // an answer that has expired already would otherwise be asked for in a tight loop
 	}
 	if c.Recheck > 0 {
 		ask = min(ask, jittered(c.Recheck))

@@ -22,7 +22,7 @@ type Config struct {
 	TTL time.Duration
 	// Bind has a ticket redeemed by the address alone that it was issued to.
 	Bind bool
-	// Total and Each bound the tickets that are neither redeemed nor over: all of them, and those of one address or one
+	// Total and Each bound the tickets that are neither redeemed nor expired: all of them, and those of one address or one
 	// subject. They must be positive.
 	Total, Each int
 }
@@ -52,19 +52,19 @@ type Store[V any] struct {
 
 	mu        sync.Mutex // guards what follows
 	tickets   map[[sha256.Size]byte]*list.Element
-	queue     list.List // of *held[V]; those issued first are over first
+	queue     list.List // of *held[V]; those issued first expire first
 	addresses map[netip.Prefix]int
 	subjects  map[string]int
-	timer     *time.Timer // runs expire when the first of the queue is over; stopped when there is none
+	timer     *time.Timer // runs expire when the first of the queue expires; stopped when there is none
 }
 
 type held[V any] struct {
 	// key is the hash of the ticket: how long a look-up takes tells nothing about the tickets that there are, and whoever
 	// reads this memory has none of them.
-	key   [sha256.Size]byte
-	owner Owner
-	over  time.Time
-	value V
+	key     [sha256.Size]byte
+	owner   Owner
+	expires time.Time
+	value   V
 }
 
 // New returns an empty Store.
@@ -103,14 +103,14 @@ func (s *Store[V]) Issue(o Owner, v V) (ticket string, until time.Time, err erro
 	case s.addresses[o.Address] >= s.config.Each, s.subjects[o.Subject] >= s.config.Each:
 		return "", time.Time{}, ErrOwner
 	}
-	h := &held[V]{key: sha256.Sum256(random[:]), owner: o, over: time.Now().Add(s.config.TTL), value: v}
+	h := &held[V]{key: sha256.Sum256(random[:]), owner: o, expires: time.Now().Add(s.config.TTL), value: v}
 	s.tickets[h.key] = s.queue.PushBack(h)
 	s.addresses[o.Address]++
 	s.subjects[o.Subject]++
 	if s.queue.Len() == 1 {
 		s.timer.Reset(s.config.TTL)
 	}
-	return encoding.EncodeToString(random[:]), h.over, nil
+	return encoding.EncodeToString(random[:]), h.expires, nil
 }
 
 // Redeem returns what a ticket stands for, to one caller and once. A ticket that is shown by another address than its
@@ -133,25 +133,25 @@ func (s *Store[V]) Redeem(ticket string, from netip.Prefix) (v V, ok bool) {
 	}
 	h := e.Value.(*held[V])
 	s.remove(e)
-	if s.config.Bind && h.owner.Address != from || !time.Now().Before(h.over) {
+	if s.config.Bind && h.owner.Address != from || !time.Now().Before(h.expires) {
 		return v, false
 	}
 	return h.value, true
 }
 
-// Len is how many tickets are neither redeemed nor over.
+// Len is how many tickets are neither redeemed nor expired.
 func (s *Store[V]) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.queue.Len()
 }
 
-// expire forgets the tickets that are over, and with them the credentials they stand for.
+// expire forgets the tickets that have expired, and with them the credentials they stand for.
 func (s *Store[V]) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for e := s.queue.Front(); e != nil; e = s.queue.Front() {
-		if wait := time.Until(e.Value.(*held[V]).over); wait > 0 {
+		if wait := time.Until(e.Value.(*held[V]).expires); wait > 0 {
 			s.timer.Reset(wait)
 			return
 		}

@@ -21,8 +21,8 @@ import (
 	"github.com/koding/websocketproxy"
 )
 
-// contestant is a proxy to be measured.
-type contestant struct {
+// target is a proxy to be measured.
+type target struct {
 	name  string // for -only, and short
 	title string // in the tables
 	// auth says that the upgrade is authenticated; the others can't do it, and are measured without.
@@ -31,12 +31,12 @@ type contestant struct {
 	only string
 	// program is the build of Portcullis to be measured; empty: this module's.
 	program string
-	// command makes its configuration in an empty folder. An error that wraps errAbsent leaves the contestant out.
-	command func(s site) (command, error)
+	// command makes its configuration in an empty folder. An error that wraps errAbsent leaves the target out.
+	command func(s environment) (command, error)
 }
 
-// site is where a contestant is put up.
-type site struct {
+// environment is where a target is put up.
+type environment struct {
 	folder  string         // its own, empty
 	listen  netip.AddrPort // where it is to take connections
 	echo    netip.AddrPort // the backend and token endpoint
@@ -47,8 +47,8 @@ type site struct {
 // errAbsent: the program is not on this machine.
 var errAbsent = errors.New("not found")
 
-// contestants in the order of the table's columns. direct is no proxy at all: what the client and the backend take.
-var contestants = []contestant{
+// targets in the order of the table's columns. direct is no proxy at all: what the client and the backend take.
+var targets = []target{
 	{name: "loop", title: "Portcullis, loop", auth: true, command: portcullis("RELAY_ENGINE=loop")},
 	{name: "stream", title: "Portcullis, stream", auth: true, command: portcullis("RELAY_ENGINE=stream")},
 	{name: "cached", title: "Portcullis, loop, answers cached", auth: true, only: "upgrade",
@@ -60,8 +60,8 @@ var contestants = []contestant{
 	{name: "direct", title: "no proxy", only: "latency"},
 }
 
-// withBuild has each contestant that is this module's followed by the same of another build.
-func withBuild(all []contestant, program string) (both []contestant) {
+// withBuild has each target that is this module's followed by the same of another build.
+func withBuild(all []target, program string) (both []target) {
 	for _, c := range all {
 		both = append(both, c)
 		if c.isPortcullis() {
@@ -72,11 +72,11 @@ func withBuild(all []contestant, program string) (both []contestant) {
 	return both
 }
 
-func (c contestant) isPortcullis() bool { return strings.HasPrefix(c.title, "Portcullis") }
+func (c target) isPortcullis() bool { return strings.HasPrefix(c.title, "Portcullis") }
 
 // portcullis runs as shipped but for the limits on upgrades, which are per address: here they all come from one.
-func portcullis(settings ...string) func(site) (command, error) {
-	return func(s site) (command, error) {
+func portcullis(settings ...string) func(environment) (command, error) {
+	return func(s environment) (command, error) {
 		return command{path: s.program, addr: s.listen, env: append([]string{
 			"LISTEN_ADDR=" + s.listen.String(),
 			"ADMIN_ADDR=",
@@ -96,7 +96,7 @@ var (
 	haproxyConf string
 )
 
-func nginx(s site) (command, error) {
+func nginx(s environment) (command, error) {
 	path, err := find("nginx")
 	if err != nil {
 		return command{}, err
@@ -108,7 +108,7 @@ func nginx(s site) (command, error) {
 	}, s.configure(conf, nginxConf)
 }
 
-func haproxy(s site) (command, error) {
+func haproxy(s environment) (command, error) {
 	path, err := find("haproxy")
 	if err != nil {
 		return command{}, err
@@ -129,7 +129,7 @@ func find(program string) (string, error) {
 }
 
 // configure writes a configuration from its template.
-func (s site) configure(name, text string) error {
+func (s environment) configure(name, text string) error {
 	f, err := os.Create(name)
 	if err != nil {
 		return err
@@ -160,8 +160,8 @@ var peers = map[string]func(echo netip.AddrPort) http.Handler{
 }
 
 // peer is this program started again to serve one of peers.
-func peer(name string) func(site) (command, error) {
-	return func(s site) (command, error) {
+func peer(name string) func(environment) (command, error) {
+	return func(s environment) (command, error) {
 		return command{path: s.self, addr: s.listen, args: []string{name, s.listen.String(), s.echo.String()}}, nil
 	}
 }
