@@ -147,7 +147,7 @@ func FuzzRequestLine(f *testing.F) {
 			t.Fatalf("got request line %q", line)
 		}
 		gotPath, gotQuery, _ := strings.Cut(words[1], "?")
-		if root := path == "" || path == "/"; !root && gotPath != strings.TrimSuffix(target.basePath, "/")+path || root && gotPath != target.root {
+		if root := path == "" || path == "/"; !root && gotPath != strings.TrimSuffix(target.basePath, "/")+path || root && gotPath != target.basePath {
 			t.Errorf("base %q, path %q: got path %q", base, path, gotPath)
 		}
 		if !strings.HasSuffix(gotQuery, query) || !strings.HasPrefix(gotQuery, target.query) ||
