@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
+	"portcullis/proxy/certificate"
 	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
 )
@@ -111,4 +113,12 @@ func (c *config) withoutEffect(list settings.List) error {
 // noTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
 func (c *config) noTokenEndpoint() bool {
 	return c.Proxy.Auth.Mode == "endpoint" && c.Proxy.Auth.URL == ""
+}
+
+// adminTLS is how the operator's listener is spoken to; nil: without TLS.
+func (c *config) adminTLS() (*tls.Config, error) {
+	if c.Admin.CertFile == "" {
+		return nil, nil
+	}
+	return certificate.TrustOnly(c.Admin.CertFile)
 }

@@ -8,7 +8,9 @@ package main
 import (
 	"cmp"
 	"context"
+	_ "embed"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -29,6 +31,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
+	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
 	"portcullis/upstream/echo"
 )
@@ -40,9 +43,17 @@ const (
 	exitSettings = 2 // mistakes in the environment or on the command line
 )
 
+// openAPI describes /api of the operator's listener.
+//
+//go:embed docs/openapi.json
+var openAPI []byte
+
 const usage = `usage:
   portcullis               serve; every setting is an environment variable (config.example.env lists them)
   portcullis probe [URL]   connect to URL as a WebSocket client and tell what happens; without URL ask /readyz at ADMIN_ADDR
+  portcullis sessions      list the open sessions of the instance at ADMIN_ADDR; -h tells its flags, and those of the next two
+  portcullis kick          end some of them
+  portcullis send          send a message to some of them
   portcullis version
   portcullis help
 `
@@ -54,6 +65,8 @@ func main() {
 		os.Exit(serve(environ))
 	case args[0] == "probe" && len(args) <= 2:
 		os.Exit(probeOnce(environ, strings.Join(args[1:], "")))
+	case slices.Contains(operate.Commands, args[0]):
+		os.Exit(operateOnce(environ, args))
 	case slices.Contains([]string{"version", "-v", "-version", "--version"}, args[0]) && len(args) == 1:
 		fmt.Println("portcullis", buildVersion())
 	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
@@ -99,10 +112,14 @@ func build(c config) (*program, error) {
 	known.Version = buildVersion()
 	metrics := admin.NewMetrics(known)
 	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, metrics, p.log
+	p.Proxy.API.OpenAPI = openAPI
 	var err error
 	p.proxy, err = proxy.New(p.Proxy)
 	mistakes = append(mistakes, err)
 	p.Admin.Ready = p.proxy.Ready
+	if p.proxy != nil {
+		p.Admin.API = p.proxy.Operator()
+	}
 	p.admin, err = admin.New(p.Admin, metrics)
 	mistakes = append(mistakes, err)
 	return p, errors.Join(mistakes...)
@@ -298,11 +315,38 @@ func dialable(addr net.Addr) string {
 
 // probeOnce runs the probe and returns the exit code.
 func probeOnce(environ map[string]string, url string) int {
-	c, _, _ := readConfig(environ) // ADMIN_ADDR alone matters here; mistakes are for the serving program to report
+	c, _, _ := readConfig(environ) // the operator's listener alone matters here; mistakes are for the serving program to report
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := probe.Run(ctx, probe.Config{URL: url, AdminAddr: c.Admin.Addr, Out: os.Stdout}); err != nil {
+	trust, err := c.adminTLS()
+	if err == nil {
+		err = probe.Run(ctx, probe.Config{URL: url, AdminAddr: c.Admin.Addr, AdminTLS: trust, Out: os.Stdout})
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
+		return exitFailed
+	}
+	return exitDrained
+}
+
+// operateOnce runs a command for the operator and returns the exit code.
+func operateOnce(environ map[string]string, args []string) int {
+	c, _, _ := readConfig(environ) // as in probeOnce
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	trust, err := c.adminTLS()
+	if err == nil {
+		err = operate.Run(ctx, operate.Config{AdminAddr: c.Admin.Addr, AdminTLS: trust, Token: c.Proxy.API.AdminToken,
+			In: os.Stdin, Out: os.Stdout}, args[0], args[1:])
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		return exitDrained
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, args[0]+":", err)
+		if _, wrong := errors.AsType[*operate.UsageError](err); wrong {
+			return exitSettings
+		}
 		return exitFailed
 	}
 	return exitDrained

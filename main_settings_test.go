@@ -335,14 +335,14 @@ func TestUsualNamesAreNotMisspelt(t *testing.T) {
 func TestGuards(t *testing.T) {
 	for _, s := range list {
 		want := s.Name == "ORIGINS"
-		for _, prefix := range []string{"TLS_", "AUTH_", "LIMIT_", "RATE_"} {
+		for _, prefix := range []string{"TLS_", "ADMIN_TLS_", "AUTH_", "LIMIT_", "RATE_"} {
 			want = want || strings.HasPrefix(s.Name, prefix)
 		}
 		if s.Guard != want {
 			t.Errorf("%s: guard %t, want %t", s.Name, s.Guard, want)
 		}
 	}
-	for _, word := range []string{"`TLS_*`", "`AUTH_*`", "`LIMIT_*`", "`RATE_*`", "`ORIGINS`"} {
+	for _, word := range []string{"`TLS_*`", "`ADMIN_TLS_*`", "`AUTH_*`", "`LIMIT_*`", "`RATE_*`", "`ORIGINS`"} {
 		if !strings.Contains(readFile(t, settingsPage), word) {
 			t.Errorf("%s does not name %s", settingsPage, word)
 		}

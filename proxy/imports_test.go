@@ -13,6 +13,7 @@ import (
 var beyond = map[string][]string{
 	"portcullis/proxy/api": {
 		"portcullis/proxy/gate", "portcullis/proxy/session", "portcullis/proxy/refusal", "portcullis/proxy/auth", "portcullis/proxy/ticket",
+		"portcullis/proxy/relay", "portcullis/proxy/frame", "portcullis/ratelimit", "golang.org/x/time/rate",
 	},
 	"portcullis/proxy/gate": {
 		"portcullis/proxy/session", "portcullis/proxy/refusal", "portcullis/proxy/relay", "portcullis/proxy/admin", "portcullis/proxy/auth",
@@ -23,9 +24,9 @@ var beyond = map[string][]string{
 		"portcullis/proxy/relay", "portcullis/proxy/lease", "portcullis/proxy/admin", "portcullis/proxy/auth", "portcullis/proxy/frame",
 		"portcullis/ratelimit", "golang.org/x/time/rate",
 	},
+	"portcullis/proxy/admin": {"portcullis/proxy/certificate", "github.com/prometheus/client_golang/"},
 	"portcullis/proxy/front": {"portcullis/proxy/certificate", "golang.org/x/sys/unix", "golang.org/x/time/rate"},
 
-	"portcullis/proxy/admin": {"github.com/prometheus/client_golang/"},
 	"portcullis/proxy/auth": {
 		"github.com/golang-jwt/jwt/v5", "github.com/MicahParks/", "github.com/hashicorp/golang-lru/v2", "github.com/sony/gobreaker/v2",
 		"golang.org/x/sync/singleflight", "golang.org/x/time/rate", "portcullis/proxy/header",

@@ -66,6 +66,7 @@ type Proxy struct {
 	front    *front.Server
 	gate     *gate.Gate
 	api      *api.API
+	operator *api.Operator // nil: there is no /api
 	sessions *session.Manager
 	auth     *auth.Auth
 	report   *refusal.Reporter
@@ -152,6 +153,7 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p.api = api.New(c.API, p.gate, p.sessions)
+	p.operator = api.NewOperator(c.API, p.sessions)
 	for _, warning := range p.auth.Warnings() {
 		log.Warn(warning)
 	}
@@ -211,6 +213,14 @@ func Descriptors() int { return front.Descriptors() }
 
 // Ready says why no client can be let in yet, although p serves. Nil: it can be.
 func (p *Proxy) Ready() error { return p.auth.Ready() }
+
+// Operator answers /api on the operator's listener; nil without ADMIN_TOKEN.
+func (p *Proxy) Operator() http.Handler {
+	if p.operator == nil {
+		return nil
+	}
+	return p.operator
+}
 
 // ServeHTTP refuses the request or turns it into a session.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {

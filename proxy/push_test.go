@@ -18,8 +18,10 @@ import (
 	"portcullis/ratelimit"
 )
 
+const adminToken = "0123456789abcdef"
+
 // withAPI has sessions found and reached.
-func withAPI(c *Config) { c.API.AdminToken = "an operator's token" }
+func withAPI(c *Config) { c.API.AdminToken = adminToken }
 
 // eachRelay runs a test with every way in which a session can be relayed without TLS.
 func eachRelay(t *testing.T, test func(t *testing.T, edit func(*Config))) {

@@ -22,6 +22,8 @@
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400
 //	portcullis_messages_total{direction}                        counter    complete data messages
 //	portcullis_message_bytes_total{direction}                   counter    their payload as on the wire: compressed if it was
+//	portcullis_pushes_total{result}                             counter    pushes, one for each session
+//	portcullis_pushes_dropped_total{reason}                     counter    those that were queued and not delivered
 //	portcullis_auth_call_duration_seconds{result}               histogram  .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 10
 //	portcullis_upstream_dial_duration_seconds{result}           histogram  .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 10
 //

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"portcullis/proxy/certificate"
 )
 
 // Config says where the operator's listener is.
@@ -21,6 +24,12 @@ type Config struct {
 	// Addr is its host:port. An empty host is every interface, port 0 any free one. Empty: no listener.
 	Addr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:9090" empty:"off"`
 
+	// CertFile and KeyFile are PEM files, read again when they change. Both empty: no TLS.
+	CertFile string `env:"ADMIN_TLS_CERT_FILE" guard:"true" needs:"ADMIN_ADDR"`
+	KeyFile  string `env:"ADMIN_TLS_KEY_FILE" guard:"true" needs:"ADMIN_ADDR"`
+
+	// API answers /api. Nil: there is none.
+	API http.Handler `env:"-"`
 	// Ready says why the program is not ready although it serves. It must be quick and hold nothing secret. Nil: it is.
 	Ready func() error `env:"-"`
 	// Logger gets what goes wrong in serving. Nil: nothing is logged.
@@ -33,7 +42,10 @@ const wantAddr = "want host:port, for example 127.0.0.1:9090, or empty for no li
 type Server struct {
 	addr  string
 	ready atomic.Bool
-	check func() error // nil: nothing else decides
+	check func() error          // nil: nothing else decides
+	api   http.Handler          // nil: there is none
+	pair  *certificate.Reloader // nil: no TLS
+	stop  context.CancelFunc    // of watching it
 	pages map[string]http.HandlerFunc
 	http  *http.Server
 
@@ -45,7 +57,12 @@ type Server struct {
 
 // New checks c; it opens nothing yet.
 func New(c Config, m *Metrics) (*Server, error) {
-	if err := checkAddr(c.Addr); err != nil {
+	var pair *certificate.Reloader
+	var pairErr error
+	if c.CertFile != "" || c.KeyFile != "" {
+		pair, pairErr = certificate.New("ADMIN_", c.CertFile, c.KeyFile)
+	}
+	if err := errors.Join(checkAddr(c.Addr), pairErr); err != nil {
 		return nil, err
 	}
 	log := c.Logger
@@ -54,7 +71,7 @@ func New(c Config, m *Metrics) (*Server, error) {
 	}
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 
-	s := &Server{addr: c.Addr, check: c.Ready}
+	s := &Server{addr: c.Addr, check: c.Ready, api: c.API, pair: pair}
 	metrics := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog:          errorLog,
 		EnableOpenMetrics: true,
@@ -75,6 +92,12 @@ func New(c Config, m *Metrics) (*Server, error) {
 		IdleTimeout:                  2 * time.Minute, // over the usual scrape interval of one minute
 		MaxHeaderBytes:               16 << 10,
 		ErrorLog:                     errorLog,
+	}
+	if pair != nil {
+		pair.Warn = func(err error) { log.Warn("the operator's certificate needs care", "error", err) }
+		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair.Get}
+		s.http.Protocols = new(http.Protocols)
+		s.http.Protocols.SetHTTP1(true)
 	}
 	return s, nil
 }
@@ -105,6 +128,8 @@ func checkAddr(addr string) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	page, ok := s.pages[r.URL.Path]
 	switch {
+	case s.api != nil && strings.HasPrefix(r.URL.Path, "/api/"):
+		s.api.ServeHTTP(w, r)
 	case !ok:
 		answer(w, http.StatusNotFound, "not found; see /healthz, /readyz and /metrics")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
@@ -152,13 +177,22 @@ func (s *Server) Start() error {
 		return fmt.Errorf("ADMIN_ADDR: %q: %w", s.addr, err)
 	}
 	s.listener, s.served = listener, make(chan struct{})
+	watching, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	if s.pair != nil {
+		go s.pair.Watch(watching)
+	}
 	go s.serve()
 	return nil
 }
 
 func (s *Server) serve() {
 	defer close(s.served)
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	serve := s.http.Serve
+	if s.pair != nil {
+		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+	}
+	if err := serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		s.err = fmt.Errorf("serve on ADMIN_ADDR: %w", err)
 		s.http.ErrorLog.Print(s.err)
 	}
@@ -178,6 +212,7 @@ func (s *Server) Close(ctx context.Context) error {
 	if s.listener == nil {
 		return nil
 	}
+	s.stop()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		s.http.Close()

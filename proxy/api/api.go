@@ -1,6 +1,6 @@
-// Package api is what the gate answers itself on the front port, in place of an upstream: POST /.portcullis/ticket (ticket.go),
+// Package api is what the gate answers itself. On the front port, in place of an upstream: POST /.portcullis/ticket (ticket.go),
 // POST /.portcullis/session (renew.go) and /token (token.go). A credential can be tried there as in an upgrade, so it costs as much:
-// the same origins, rates and failure budget hold.
+// the same origins, rates and failure budget hold. On the operator's listener: /api (operator.go).
 package api
 
 import (
@@ -38,6 +38,8 @@ type Config struct {
 	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive.
 	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
 
+	// OpenAPI describes /api, and is served there.
+	OpenAPI []byte `env:"-"`
 	// TokenEndpoint answers /token, unless PATHS serve that path: 400 for a token that is not accepted. It is held to the limits of
 	// an upgrade. Nil: none.
 	TokenEndpoint http.Handler `env:"-"`
@@ -49,6 +51,7 @@ type Config struct {
 
 // Check returns a line for each mistake in c, given how clients authenticate.
 func (c *Config) Check(a *auth.Config) (mistakes []error) {
+	mistakes = c.checkOperator()
 	note := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
 	if c.Tickets && !a.ByToken() {
 		// In mode forward the acceptance of a request for a ticket would open paths about which the service was never asked.

@@ -42,6 +42,7 @@ type Reloader struct {
 	// handshake or in Watch, and never twice at a time. Nil: nobody is told. Set it before either.
 	Warn func(error)
 
+	prefix            string // of the settings' names
 	certFile, keyFile string
 	elapsed           func() time.Duration // monotonic time since New; a seam for tests
 
@@ -64,17 +65,19 @@ type stamp struct {
 }
 
 // New loads the pair for the first time. The files hold PEM: the certificate and its chain, leaf first, and the unencrypted
-// key. Errors name TLS_CERT_FILE and TLS_KEY_FILE, both at once where both are wrong. One without the other is an error;
-// so is neither, for then there is no reason to call New.
-func New(certFile, keyFile string) (*Reloader, error) {
+// key. Errors name TLS_CERT_FILE and TLS_KEY_FILE behind the prefix, both at once where both are wrong. One without the other is
+// an error; so is neither, for then there is no reason to call New.
+func New(prefix, certFile, keyFile string) (*Reloader, error) {
+	certName, keyName := prefix+"TLS_CERT_FILE", prefix+"TLS_KEY_FILE"
 	switch {
 	case keyFile == "" && certFile != "":
-		return nil, errors.New(`TLS_KEY_FILE: "" is empty, but TLS_CERT_FILE is set; want both or neither`)
+		return nil, fmt.Errorf(`%s: "" is empty, but %s is set; want both or neither`, keyName, certName)
 	case certFile == "" && keyFile != "":
-		return nil, errors.New(`TLS_CERT_FILE: "" is empty, but TLS_KEY_FILE is set; want both or neither`)
+		return nil, fmt.Errorf(`%s: "" is empty, but %s is set; want both or neither`, certName, keyName)
 	}
 	start := time.Now()
 	r := &Reloader{
+		prefix:   prefix,
 		certFile: certFile,
 		keyFile:  keyFile,
 		elapsed:  func() time.Duration { return time.Since(start) },
@@ -186,16 +189,16 @@ func (r *Reloader) load() error {
 		keyPEM, keyErr = os.ReadFile(r.keyFile)
 	}
 	if err := errors.Join(
-		unreadable("TLS_CERT_FILE", r.certFile, certErr),
-		unreadable("TLS_KEY_FILE", r.keyFile, keyErr),
+		unreadable(r.prefix+"TLS_CERT_FILE", r.certFile, certErr),
+		unreadable(r.prefix+"TLS_KEY_FILE", r.keyFile, keyErr),
 	); err != nil {
 		return err
 	}
 
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return fmt.Errorf("TLS_CERT_FILE: %q does not load with TLS_KEY_FILE %q: %w; want a PEM certificate chain, leaf first, and its unencrypted PEM key",
-			r.certFile, r.keyFile, err)
+		return fmt.Errorf("%sTLS_CERT_FILE: %q does not load with %[1]sTLS_KEY_FILE %[3]q: %[4]w; want a PEM certificate chain, leaf first, and its unencrypted PEM key",
+			r.prefix, r.certFile, r.keyFile, err)
 	}
 	r.pair.Store(&pair)
 	r.loaded = now

@@ -111,7 +111,7 @@ func (c *clock) advance(d time.Duration) { c.Add(int64(d)) }
 // newReloader returns a Reloader that runs on the clock and collects its warnings.
 func newReloader(t testing.TB, f *files) (*Reloader, *clock, *[]string) {
 	t.Helper()
-	r, err := New(f.cert, f.key)
+	r, err := New("", f.cert, f.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -585,13 +585,13 @@ func TestNewErrors(t *testing.T) {
 			"want a PEM certificate chain, leaf first, and its unencrypted PEM key", f.cert, other.key)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r, err := New(tt.cert, tt.key)
+			r, err := New("", tt.cert, tt.key)
 			if r != nil || err == nil || err.Error() != tt.want {
 				t.Errorf("error\n%v\nwant\n%s", err, tt.want)
 			}
 		})
 	}
-	if _, err := New(missing, f.key); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := New("", missing, f.key); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v is not fs.ErrNotExist", err)
 	}
 }

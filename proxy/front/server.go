@@ -94,7 +94,7 @@ func New(c Config) (*Server, error) {
 	if c.CertFile == "" && c.KeyFile == "" {
 		return s, nil
 	}
-	pair, err := certificate.New(c.CertFile, c.KeyFile)
+	pair, err := certificate.New("", c.CertFile, c.KeyFile)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ package probe
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ type Config struct {
 	// AdminAddr is the host:port of the operator's listener, as in ADMIN_ADDR; a host that stands for every interface is
 	// asked on loopback.
 	AdminAddr string
+
+	// AdminTLS is how AdminAddr is spoken to. Nil: without TLS.
+	AdminTLS *tls.Config
 
 	// Out gets one line for each thing that happened.
 	Out io.Writer

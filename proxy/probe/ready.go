@@ -18,7 +18,11 @@ func askReady(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	page := (&url.URL{Scheme: "http", Host: addr, Path: "/readyz"}).String()
+	scheme := "http"
+	if c.AdminTLS != nil {
+		scheme = "https"
+	}
+	page := (&url.URL{Scheme: scheme, Host: addr, Path: "/readyz"}).String()
 	fmt.Fprintf(c.Out, "GET %s\n", short(page))
 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
@@ -26,7 +30,7 @@ func askReady(ctx context.Context, c Config) error {
 		return fmt.Errorf("ADMIN_ADDR: %q is no address to ask", short(c.AdminAddr))
 	}
 	// A transport of its own: without the environment's proxy, and with nothing left open afterwards.
-	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHead}
+	transport := &http.Transport{TLSClientConfig: c.AdminTLS, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHead}
 	start := time.Now()
 	resp, err := transport.RoundTrip(req) // not a Client, which follows redirects
 	if err != nil {

@@ -114,8 +114,8 @@ func Reasons() map[Reason][]int {
 
 // Traffic is what one side has sent.
 type Traffic struct {
-	Messages int64 // complete data messages
-	Bytes    int64 // payload bytes of data frames, as on the wire
+	Messages int64 `json:"messages"` // complete data messages
+	Bytes    int64 `json:"bytes"`    // payload bytes of data frames, as on the wire
 }
 
 // End is what became of a session.
