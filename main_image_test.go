@@ -93,11 +93,11 @@ func copySources(dir string) error {
 		case err != nil:
 			return err
 		case entry.IsDir():
-			if path != "." && !slices.Contains([]string{"proxy", "ratelimit", "upstream"}, top) {
+			if path != "." && !slices.Contains([]string{"proxy", "ratelimit", "upstream", "docs"}, top) {
 				return filepath.SkipDir
 			}
 			return os.MkdirAll(filepath.Join(dir, path), 0o755)
-		case strings.HasSuffix(path, "_test.go"), !strings.HasSuffix(path, ".go") && path != "go.mod" && path != "go.sum":
+		case strings.HasSuffix(path, "_test.go"), !strings.HasSuffix(path, ".go") && !slices.Contains([]string{"go.mod", "go.sum", "docs/openapi.json"}, path):
 			return nil
 		}
 		text, err := os.ReadFile(path)
