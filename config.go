@@ -101,8 +101,8 @@ func (c *config) withoutEffect(list settings.List) error {
 	if c.Proxy.Upstream.URL != "" || !c.noTokenEndpoint() {
 		forbid("DEMO_TOKEN", "is for the bundled token endpoint alone, which is not in use; want it unset, or AUTH_MODE=endpoint without UPSTREAM_URL and AUTH_URL")
 	}
-	if drain := c.Proxy.DrainTimeout; drain > 0 && c.Proxy.Relay.CloseTimeout > drain {
-		forbid("CLOSE_TIMEOUT", fmt.Sprintf("is cut short by DRAIN_TIMEOUT=%v; want it no longer than that", drain))
+	if most := c.Proxy.DrainTimeout; most > 0 && c.Proxy.Relay.CloseTimeout > most {
+		forbid("CLOSE_TIMEOUT", fmt.Sprintf("is cut short by DRAIN_TIMEOUT=%v; want it no longer than that", most))
 	}
 	for _, name := range c.Proxy.Limits.Unreachable() {
 		forbid(name, fmt.Sprintf("is never reached with RATE_UPGRADES=%v; want it below that, or unset", c.Proxy.Limits.Upgrades))

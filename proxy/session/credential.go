@@ -48,7 +48,7 @@ func (c *credential) VerifyAgain(ctx context.Context) (lease.Terms, error) {
 		m.log.LogAttrs(ctx, slog.LevelDebug, "not verified again", slog.String("subject", s.Subject), slog.Any("error", err))
 	}
 	if _, unavailable := errors.AsType[*auth.UnavailableError](err); unavailable {
-		m.outage.Do(func() { m.log.Warn("sessions cannot be verified again, and end if that lasts", "error", err) })
+		m.warn.outage.Do(func() { m.log.Warn("sessions cannot be verified again, and end if that lasts", "error", err) })
 	}
 	_, refused := errors.AsType[*auth.RefusedError](err)
 	_, denied := errors.AsType[*auth.DeniedError](err)
@@ -57,7 +57,7 @@ func (c *credential) VerifyAgain(ctx context.Context) (lease.Terms, error) {
 	}
 	if err == nil {
 		if wrong := m.regroup(s, decision); wrong != nil {
-			m.badGroups.Do(func() {
+			m.warn.groups.Do(func() {
 				m.log.Warn("a session keeps its groups: those of its recheck cannot be used", "session", s.ID, "error", wrong)
 			})
 		}

@@ -72,7 +72,7 @@ func (e *GroupsError) Error() string { return e.Place + ": " + e.Wrong }
 
 // Groups are those of a session with that decision and request. The error is a [*GroupsError] or nil.
 func (m *Manager) Groups(d auth.Decision, query string) (groups []string, err error) {
-	for _, p := range m.groups {
+	for _, p := range m.rules.groups {
 		values := d.Groups[p.String()]
 		if p.kind == "query" {
 			if values, err = queryValues(query, p.name); err != nil {
@@ -129,7 +129,7 @@ func queryValues(query, name string) (values []string, err error) {
 // regroup replaces the groups that a verifier gave a session; those of its query stay. The error is a [*GroupsError]: the session
 // keeps all it had.
 func (m *Manager) regroup(s *Session, d auth.Decision) error {
-	if len(m.groups) == 0 || m.registry == nil {
+	if len(m.rules.groups) == 0 || m.registry == nil {
 		return nil
 	}
 	groups, err := m.Groups(d, "")

@@ -62,7 +62,7 @@ func TestGroups(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			places, _ := parseGroupPlaces([]string{"claim:groups", "query:room"})
-			m := &Manager{groups: places}
+			m := &Manager{rules: rules{groups: places}}
 			got, err := m.Groups(auth.Decision{Groups: map[string][]string{"claim:groups": tt.claim}}, tt.query)
 			wrong, isWrong := errors.AsType[*GroupsError](err)
 			switch {

@@ -24,7 +24,7 @@ type hello struct {
 // them. end is when the session's credential ends; zero: never.
 func (s *Session) Hello(end time.Time) []byte {
 	m := s.manager
-	if !m.hello {
+	if !m.rules.hello {
 		return nil
 	}
 	var h hello

@@ -55,11 +55,8 @@ type Verifier interface {
 
 // Manager keeps the live sessions. It is safe for concurrent use.
 type Manager struct {
-	instance  string
-	hello     bool
-	renewal   bool
-	recheck   bool // sessions are verified again even where the verifier's acceptance has no end
-	groups    []groupPlace
+	rules     rules
+	instance  string // this process, among others
 	relay     *relay.Relay
 	leases    *lease.Keeper
 	registry  *registry // nil: sessions are not found
@@ -70,8 +67,18 @@ type Manager struct {
 	verifier  Verifier
 	log       *slog.Logger
 	metrics   *admin.Metrics
-	outage    rate.Sometimes // of the line in the log about sessions that cannot be verified again
-	badGroups rate.Sometimes // of that about groups which a recheck gave
+	warn      struct {
+		outage rate.Sometimes // sessions cannot be verified again
+		groups rate.Sometimes // those that a recheck gave cannot be used
+	}
+}
+
+// rules are what the settings say of sessions.
+type rules struct {
+	hello   bool // each begins with a message that says which it is
+	renewal bool
+	recheck bool // they are verified again even where the verifier's acceptance has no end
+	groups  []groupPlace
 }
 
 // New returns a Manager without sessions. The error joins every mistake in the settings, one a line.
@@ -81,21 +88,17 @@ func New(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		instance:  instanceName(),
-		hello:     c.Hello,
-		renewal:   c.Renewal,
-		recheck:   c.Lease.Recheck > 0,
-		groups:    groups,
-		relay:     c.Relay,
-		leases:    lease.New(c.Lease),
-		history:   newHistory(c.History),
-		events:    newEvents(),
-		verifier:  c.Verifier,
-		log:       cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		metrics:   c.Metrics,
-		outage:    rate.Sometimes{Interval: time.Minute},
-		badGroups: rate.Sometimes{Interval: time.Minute},
+		rules:    rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups},
+		instance: instanceName(),
+		relay:    c.Relay,
+		leases:   lease.New(c.Lease),
+		history:  newHistory(c.History),
+		events:   newEvents(),
+		verifier: c.Verifier,
+		log:      cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		metrics:  c.Metrics,
 	}
+	m.warn.outage.Interval, m.warn.groups.Interval = time.Minute, time.Minute
 	if c.Renewal || c.Listed {
 		m.registry = newRegistry()
 	}
@@ -127,7 +130,7 @@ type Opening struct {
 func (m *Manager) Open(o Opening) (*Session, error) {
 	s := &Session{Info: o.Info, manager: m, slot: o.Slot}
 	d := o.Grant.Decision
-	recheck := m.recheck && !d.Final
+	recheck := m.rules.recheck && !d.Final
 	leased := !terms(d).End().IsZero() || recheck || m.Renewable(d)
 	if !leased && m.registry == nil {
 		return s, nil
@@ -161,7 +164,7 @@ func (m *Manager) enter(s *Session) error {
 }
 
 // Renewable reports whether a session with that decision can be renewed: not if its subject is only a hash of its token.
-func (m *Manager) Renewable(d auth.Decision) bool { return m.renewal && !d.Pseudonym }
+func (m *Manager) Renewable(d auth.Decision) bool { return m.rules.renewal && !d.Pseudonym }
 
 // Renew lets the session of that id live on by another grant, and by no other. It reports false where there is no such session of
 // the same subject, or it is ending. The error is a [*GroupsError]: the session is as it was.

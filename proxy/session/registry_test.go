@@ -91,7 +91,7 @@ func TestRegroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newManager(t, Config{})
-	m.groups = places
+	m.rules.groups = places
 	p := opened(t, m, opening("1", "alice", "claim:groups:old", "query:room:lobby"))
 	g := grant("alice")
 	g.Groups = map[string][]string{"claim:groups": {"new", "newer"}}
