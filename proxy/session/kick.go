@@ -33,8 +33,7 @@ func (m *Manager) Kick(f Filter, k Kick) (relay.Reach, error) {
 		switch {
 		case c.live != nil:
 			live = append(live, c.live)
-		case c.ending == nil:
-			c.ending = &e
+		case c.wait(&e, nil):
 			told++
 		}
 		c.mu.Unlock()

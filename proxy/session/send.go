@@ -51,8 +51,7 @@ func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push
 		switch {
 		case c.live != nil:
 			live, to = append(live, c.live), append(to, (*recipient)(s))
-		case c.ending == nil:
-			c.early = append(c.early, p)
+		case c.wait(nil, p):
 			taken++
 		}
 		c.mu.Unlock()

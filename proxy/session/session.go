@@ -48,10 +48,31 @@ type control struct {
 	groups                   []string
 	inAll, inSubject, inPath link
 
-	mu     sync.Mutex // guards what follows
-	live   relay.Session
-	ending *ending       // why it is to end, decided before the relay had it; nil: it is not
-	early  []*relay.Push // pushes that came before the relay had it
+	mu      sync.Mutex // guards what follows
+	live    relay.Session
+	waiting *waiting // nil: nothing
+}
+
+// waiting is what was decided about a session before the relay had it.
+type waiting struct {
+	ending *ending       // why it is to end; nil: it is not
+	early  []*relay.Push // what it is to get first
+}
+
+// wait has a session end, or get a push, as soon as the relay has it. It reports false where it is to end already. The caller holds
+// mu, and the relay does not have the session.
+func (c *control) wait(e *ending, p *relay.Push) bool {
+	if c.waiting == nil {
+		c.waiting = new(waiting)
+	}
+	w := c.waiting
+	if w.ending != nil {
+		return false
+	}
+	if w.ending = e; p != nil {
+		w.early = append(w.early, p)
+	}
+	return true
 }
 
 // ending is why a session ends, and what both sides are told.
@@ -79,37 +100,35 @@ func (s *Session) Start(h relay.Handover) {
 func (s *Session) started(live relay.Session) {
 	c := s.control
 	c.mu.Lock()
-	if len(c.early) > 0 {
+	if c.waiting != nil {
 		c.mu.Unlock()
-		s.startedAndPushed(live)
+		s.startedLate(live)
 		return
 	}
 	c.live = live
-	e := c.ending
 	c.mu.Unlock()
-	switch {
-	case e != nil:
-		live.Close(e.reason, e.closing)
-	case c.history != nil:
+	if c.history != nil {
 		s.push(live, nil)
 	}
 }
 
-// startedAndPushed is started where pushes came first: those that follow wait until these are queued.
-func (s *Session) startedAndPushed(live relay.Session) {
+// startedLate is started where something waits. Pushes that follow come after those that came first.
+func (s *Session) startedLate(live relay.Session) {
 	c := s.control
 	s.manager.publisher.Lock()
 	defer s.manager.publisher.Unlock()
 	c.mu.Lock()
-	c.live = live
-	early, e := c.early, c.ending
-	c.early = nil
+	w := c.waiting
+	c.live, c.waiting = live, nil
 	c.mu.Unlock()
-	for _, p := range early {
+	for _, p := range w.early {
 		s.push(live, p)
 	}
-	if e != nil {
-		live.Close(e.reason, e.closing)
+	switch {
+	case w.ending != nil:
+		live.Close(w.ending.reason, w.ending.closing)
+	case c.history != nil:
+		s.push(live, nil)
 	}
 }
 
@@ -122,8 +141,8 @@ func (s *Session) push(live relay.Session, p *relay.Push) {
 func (c *control) end(e ending) {
 	c.mu.Lock()
 	live := c.live
-	if live == nil && c.ending == nil {
-		c.ending = &e
+	if live == nil {
+		c.wait(&e, nil)
 	}
 	c.mu.Unlock()
 	if live != nil {

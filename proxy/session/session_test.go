@@ -79,7 +79,7 @@ func TestLeaseThatEndsFirst(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &closed{}
-			opened := &Session{control: &control{}}
+			opened := &Session{manager: new(Manager), control: new(control)}
 			opened.control.credential = &credential{session: opened}
 			tt.do(opened, s)
 			if !slices.Equal(s.reasons, tt.want) {
