@@ -31,6 +31,7 @@ func newLoopSession(r *Relay, h Handover) *loopSession {
 	s := &loopSession{relay: r, ended: h.Ended}
 	s.unread = [2][]byte{h.ClientEarly, h.UpstreamEarly}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s.policy.pushAll(h, now())
 	return s
 }
 

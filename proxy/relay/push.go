@@ -86,6 +86,13 @@ func (p *policy) push(m *Push, to Recipient, now moment) Reach {
 	return Reach{Reached: 1}
 }
 
+// pushAll queues what a session begins with.
+func (p *policy) pushAll(h Handover, now moment) {
+	for _, m := range h.Pushes {
+		p.push(m, h.Recipient, now)
+	}
+}
+
 func (p *policy) queuePush(m *Push, now moment) {
 	q := p.pushes
 	q.queue = append(q.queue, queued{m, now})

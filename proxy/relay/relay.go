@@ -139,6 +139,9 @@ type Handover struct {
 	ClientEarly, UpstreamEarly []byte
 	// Extensions is the negotiated Sec-WebSocket-Extensions, empty if none were.
 	Extensions string
+	// Pushes are for the client before anything else. Recipient is whose they are; it is needed only with them.
+	Pushes    []*Push
+	Recipient Recipient
 	// Ended is called exactly once, after both connections have been closed. It must not block.
 	Ended func(End)
 }

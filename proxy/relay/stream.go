@@ -40,6 +40,7 @@ type stream struct {
 func newStream(r *Relay, h Handover) *stream {
 	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s.policy.pushAll(h, now())
 	s.armed = never
 	s.free.L, s.thawed.L = &s.mu, &s.mu
 	s.timer = time.AfterFunc(time.Duration(never), s.tick)

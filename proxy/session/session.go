@@ -82,59 +82,47 @@ type ending struct {
 }
 
 // Start hands both connections to the relay, which owns them and the session's slot from here on. The session may be over before
-// Start returns. h.Ended is set here.
+// Start returns. h.Ended, h.Recipient and h.Pushes are set here.
 func (s *Session) Start(h relay.Handover) {
 	m := s.manager
 	m.metrics.SessionStarted()
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
 	m.events.opened(s)
 	h.Ended = s.ended
-	live := m.relay.Start(h)
-	if s.control != nil {
-		s.started(live)
-	}
-}
-
-// started notes that the relay has the session. What was decided before happens now. Nothing is asked of the relay under mu,
-// since the relay asks back what a session has missed.
-func (s *Session) started(live relay.Session) {
-	c := s.control
-	c.mu.Lock()
-	if c.waiting != nil {
-		c.mu.Unlock()
-		s.startedLate(live)
+	if s.control == nil {
+		m.relay.Start(h)
 		return
 	}
-	c.live = live
-	c.mu.Unlock()
-	if c.history != nil {
-		s.push(live, nil)
-	}
+	m.publisher.Lock() // a push is before the start, and then the relay has it before it reads anything, or behind it
+	h.Recipient, h.Pushes = (*recipient)(s), s.control.early()
+	live := m.relay.Start(h)
+	s.started(live)
+	m.publisher.Unlock()
 }
 
-// startedLate is started where something waits. Pushes that follow come after those that came first.
-func (s *Session) startedLate(live relay.Session) {
+// early are the pushes that came before the relay had the session.
+func (c *control) early() []*relay.Push {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting == nil {
+		return nil
+	}
+	return c.waiting.early
+}
+
+// started notes that the relay has the session. An end that was decided before comes now, and what it has missed.
+func (s *Session) started(live relay.Session) {
 	c := s.control
-	s.manager.publisher.Lock()
-	defer s.manager.publisher.Unlock()
 	c.mu.Lock()
 	w := c.waiting
 	c.live, c.waiting = live, nil
 	c.mu.Unlock()
-	for _, p := range w.early {
-		s.push(live, p)
-	}
 	switch {
-	case w.ending != nil:
+	case w != nil && w.ending != nil:
 		live.Close(w.ending.reason, w.ending.closing)
 	case c.history != nil:
-		s.push(live, nil)
+		s.manager.relay.Push(nil, []relay.Session{live}, []relay.Recipient{(*recipient)(s)})
 	}
-}
-
-// push queues a push for a session that the relay has just got; nil: what it has missed.
-func (s *Session) push(live relay.Session, p *relay.Push) {
-	s.manager.relay.Push(p, []relay.Session{live}, []relay.Recipient{(*recipient)(s)})
 }
 
 // end ends a session, or has it ended as soon as the relay has it.
