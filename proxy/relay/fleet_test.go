@@ -56,6 +56,134 @@ func TestFleet(t *testing.T) {
 	})
 }
 
+const (
+	pushBytes = 64 << 10
+	// pushBuffer bounds what the kernel takes for a client that does not read, so that the rest is the relay's to keep.
+	pushBuffer = 16 << 10
+)
+
+// TestBroadcastFleet pushes a large message to a great many sessions, of which some or all take nothing. Those that read get
+// every push once and are kept waiting by nobody; those that do not are ended when their queue is full. What they do not take is
+// kept once for all.
+func TestBroadcastFleet(t *testing.T) {
+	sessions, stalled := 400, 40
+	if large {
+		sessions, stalled = 8000, 500
+	}
+	for _, test := range []struct {
+		name            string
+		reading, pushes int
+	}{
+		{"some take nothing", sessions - stalled, 8},
+		{"nobody takes anything", 0, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, e engine) {
+				if e.tls || e.terminates() {
+					return // little but stream's engine
+				}
+				backend := startRole(t, "backend")
+				relay := startRole(t, "relay", e.name, backend.says("listening"), soon.String())
+				clients := startRole(t, "pushed", relay.says("listening"), fmt.Sprint(sessions, test.reading, test.pushes))
+				relay.says("idle")
+				clients.says("ready")
+				for range test.pushes {
+					relay.hears("push")
+					var reached, tooSlow, megabytes int
+					fmt.Sscan(relay.says("pushed"), &reached, &tooSlow, &megabytes)
+					t.Logf("%d reached, %d too slow, %d MiB more in use", reached, tooSlow, megabytes)
+					if reached < test.reading {
+						t.Errorf("%d were reached, want at least the %d that read", reached, test.reading)
+					}
+					if most := 64; megabytes > most {
+						t.Errorf("%d MiB are in use for one push of 64 KiB, want at most %d", megabytes, most)
+					}
+					if got, want := clients.says("got"), fmt.Sprint(test.reading); got != want {
+						t.Fatalf("it came to %s, want %s", got, want)
+					}
+				}
+				if test.pushes == 1 {
+					return
+				}
+				var reasons string
+				for range 600 { // the end of a session that is too slow waits for its Close frame, which is not taken
+					relay.hears("report")
+					live := relay.says("live")
+					relay.hears("reasons")
+					if reasons = relay.says("reasons"); live == fmt.Sprint(test.reading) {
+						break
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				if want := fmt.Sprintf("map[too_slow:%d]", stalled); reasons != want {
+					t.Errorf("ended: %s, want %s", reasons, want)
+				}
+			})
+		})
+	}
+}
+
+// nobody is a recipient that has missed nothing.
+type nobody struct{ _ int }
+
+func (*nobody) NextPush() *Push  { return nil }
+func (*nobody) Markers() bool    { return false }
+func (*nobody) PushDropped(Drop) {}
+
+func heapInUse() int {
+	var s runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&s)
+	return int(s.HeapInuse + s.StackInuse)
+}
+
+// playPushed opens sessions, of which some read and count what is pushed to them; the others take nothing any more.
+func playPushed(relay string, n, reading, pushes int) error {
+	failed := make(chan error, n)
+	peers := make([]*testPeer, n)
+	opening := make(chan struct{}, 100)
+	var open sync.WaitGroup
+	for i := range n {
+		opening <- struct{}{}
+		open.Go(func() {
+			p, err := openAndEcho(relay)
+			<-opening
+			if err != nil {
+				failed <- err
+				return
+			}
+			if i >= reading {
+				p.conn.(*net.TCPConn).SetReadBuffer(pushBuffer)
+			}
+			peers[i] = p
+		})
+	}
+	open.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		fmt.Println("ready")
+	}
+	for range pushes {
+		var got atomic.Int64
+		var all sync.WaitGroup
+		for _, p := range peers[:reading] {
+			all.Go(func() {
+				f, err := p.read()
+				if err != nil || f.Opcode != frame.Binary || string(f.payload) != string(pattern(0, pushBytes)) {
+					fmt.Fprintf(os.Stderr, "reads %.100q, %v\n", f.name(), err)
+					return
+				}
+				got.Add(1)
+			})
+		}
+		all.Wait()
+		fmt.Println("got", got.Load())
+	}
+	return nil
+}
+
 // roleVariable names the part that a process plays in TestFleet, and its arguments.
 const roleVariable = "PORTCULLIS_TEST_ROLE"
 
@@ -147,11 +275,15 @@ func playRole(play string) (exit int) {
 	case "backend":
 		err = playBackend()
 	case "relay":
-		err = playRelay(args[1], args[2], orders)
+		err = playRelay(args[1], args[2], args[3:], orders)
 	case "clients":
 		var n int
 		fmt.Sscan(args[2], &n)
 		err = playClients(args[1], n)
+	case "pushed":
+		var n, reading, pushes int
+		fmt.Sscan(strings.Join(args[2:], " "), &n, &reading, &pushes)
+		err = playPushed(args[1], n, reading, pushes)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, args[0]+":", err)
@@ -188,12 +320,17 @@ func playBackend() error {
 	return nil
 }
 
-func playRelay(engineName, backend string, orders <-chan string) error {
+func playRelay(engineName, backend string, closeTimeout []string, orders <-chan string) error {
 	var relay *Relay
 	for _, e := range engines {
 		if e.name == engineName {
 			var err error
-			if relay, err = New(e.config()); err != nil {
+			c := e.config()
+			c.PushQueue = 256 << 10
+			if len(closeTimeout) > 0 {
+				c.CloseTimeout, _ = time.ParseDuration(closeTimeout[0])
+			}
+			if relay, err = New(c); err != nil {
 				return err
 			}
 		}
@@ -224,6 +361,7 @@ func playRelay(engineName, backend string, orders <-chan string) error {
 				c.Close()
 				continue
 			}
+			c.(*net.TCPConn).SetWriteBuffer(pushBuffer)
 			relay.Start(Handover{Client: c, Upstream: u, Ended: func(e End) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -235,6 +373,19 @@ func playRelay(engineName, backend string, orders <-chan string) error {
 	go accept()
 	for order := range orders {
 		switch order {
+		case "push":
+			before := heapInUse()
+			all := relay.sessions()
+			to := make([]Recipient, len(all))
+			for i := range to {
+				to[i] = new(nobody)
+			}
+			reach := relay.Push(NewPush(frame.Binary, pattern(0, pushBytes), nil), all, to)()
+			fmt.Printf("pushed %d %d %d\n", reach.Reached, reach.TooSlow, max(heapInUse()-before, 0)>>20)
+		case "reasons":
+			mu.Lock()
+			fmt.Println("reasons", ended)
+			mu.Unlock()
 		case "report":
 			fmt.Println("live", relay.Len())
 		case "drain":
