@@ -19,7 +19,7 @@ type share struct {
 	calls map[string]*sharedCall // guarded by mu; those that someone waits for
 }
 
-// sharedCall is the context of a call.
+// sharedCall is the context of one call, and how many wait for it.
 type sharedCall struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
