@@ -22,7 +22,7 @@ func TestValidityIsWatched(t *testing.T) {
 		days        []string // what the warning says, day after day; "" for none
 	}{
 		{"for long", -day, 90 * day, []string{"", ""}},
-		{"just long enough", -day, soon + day/2, []string{"", "expires soon, at 2000-01-15T12:00:00Z", "expires soon"}},
+		{"just long enough", -day, expiryWarning + day/2, []string{"", "expires soon, at 2000-01-15T12:00:00Z", "expires soon"}},
 		{"to its end", -day, day / 2, []string{"expires soon, at 2000-01-01T12:00:00Z", "expired at 2000-01-01T12:00:00Z", "expired"}},
 		{"over", -2 * day, -day, []string{"expired at 1999-12-31T00:00:00Z"}},
 		{"not yet", day / 2, 90 * day, []string{"is not valid before 2000-01-01T12:00:00Z", ""}},
@@ -97,8 +97,8 @@ func TestValidityOfTheChain(t *testing.T) {
 			}
 			f := newFiles(t, pair{cert: append(leaf.cert, above.cert...), key: leaf.key})
 			r, _, warnings := newReloader(t, f)
-			r.looking.Lock()
-			r.look(true)
+			r.checking.Lock()
+			r.check(true)
 			if got := strings.Join(*warnings, "\n"); (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
 				t.Errorf("warnings %q, want %q", got, tt.want)
 			}
