@@ -156,7 +156,7 @@ func (e scale) echo(ctx context.Context, s measured, m message, conns int) (echo
 
 // authPath is the path where nginx authenticates. Elsewhere it need not, since what auth_request takes from its pool of
 // memory it keeps for as long as the session lasts. All others make no difference.
-const authPath = "/authPath"
+const authPath = "/gated"
 
 func (e scale) upgrade(ctx context.Context, s measured) ([]float64, error) {
 	l, err := newLoad(s.addr, authPath)
