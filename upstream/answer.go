@@ -39,7 +39,7 @@ const (
 
 // HandshakeError is an upstream that was reached but did not give a usable answer.
 type HandshakeError struct {
-	// Reason is one of a fixed list, fit for a log line. It holds nothing of what was sent or received.
+	// Reason is one of a fixed list, fit for a log line. It quotes nothing that was sent or received.
 	Reason string
 
 	// Err is the network's or the context's error; nil where the answer itself was wrong.

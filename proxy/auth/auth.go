@@ -288,13 +288,12 @@ func (a *Auth) subprotocolToken(r *http.Request) string {
 	return c.Token
 }
 
-// StripToken takes the credential out of what goes upstream: it returns rawQuery
-// without the token's parameters and edits h in place, where it removes only
-// what [Auth.Find] would take for a token. All else stays byte for byte; a
-// header of which nothing is left is deleted. Slices of h are replaced, never
-// written to, so h may be a shallow copy of the client's headers. With
-// AUTH_TOKEN_PASS, and in mode none, nothing is taken out but headers that
-// servers may take for the token's.
+// StripToken takes the credential out of what goes upstream. It returns rawQuery
+// without the token's parameters, and edits h in place, where it removes only
+// what [Auth.Find] would take for a token. All else stays byte for byte. A header
+// with nothing left is deleted. Slices of h are replaced, never written to, so h
+// may be a shallow copy of the client's headers. With AUTH_TOKEN_PASS it removes
+// only other spellings of the token's headers, and in mode none nothing.
 func (a *Auth) StripToken(rawQuery string, h http.Header) string {
 	if a.passToken {
 		for _, p := range a.places {

@@ -24,7 +24,7 @@ const (
 	// are in flight in a reconnect storm, few enough for a small service.
 	maxIdle = 64
 	// idleTimeout is below the 60 s after which common load balancers close idle
-	// connections, so that it is us who close. Where a service closes sooner,
+	// connections, so that this side closes them. If a service closes sooner,
 	// net/http asks again on a new connection.
 	idleTimeout = 55 * time.Second
 )

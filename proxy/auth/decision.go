@@ -33,7 +33,8 @@ type Decision struct {
 	Claims map[string]string
 	// Headers are those of the answer that AUTH_COPY_HEADERS sends upstream.
 	Headers http.Header
-	// Groups are the values of what [Config.GroupClaims] and [Config.GroupHeaders] name, by claim:NAME and auth:HEADER.
+	// Groups are the values of the claims in [Config.GroupClaims] and of the headers in [Config.GroupHeaders], by claim:NAME
+	// and auth:HEADER.
 	Groups map[string][]string
 	// Until is when the decision stops holding. Zero: open-ended. It may have
 	// passed already, when a cache handed out a stale answer.
@@ -95,7 +96,7 @@ func isRefusal(err error) bool {
 	return refused || denied
 }
 
-// earlier returns the earlier of two times, of which zero is never.
+// earlier returns the earlier of two times. The zero time means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b

@@ -33,9 +33,9 @@ type jwtVerifier struct {
 
 // A keySource knows the key of a token's signature.
 type keySource interface {
-	// key returns the key, or several as a [jwt.VerificationKeySet], by the
-	// token's header, of which the algorithm has been checked. Its errors are
-	// those of [Auth.Verify].
+	// key returns the key that the token's header asks for, or several as a
+	// [jwt.VerificationKeySet]. The header's algorithm has been checked. The
+	// errors are those of [Auth.Verify].
 	key(ctx context.Context, t *jwt.Token) (any, error)
 	close()
 }

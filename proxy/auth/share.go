@@ -47,7 +47,7 @@ func (s *share) verify(ctx context.Context, c Credential) (Decision, error) {
 	}
 }
 
-// join waits for the call about c, which it makes if there is none.
+// join joins the call about c, and starts it if there is none.
 func (s *share) join(key string, c Credential) (*sharedCall, <-chan singleflight.Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
