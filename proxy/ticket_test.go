@@ -245,7 +245,7 @@ func TestSessionOfATicketIsVerifiedAgain(t *testing.T) {
 
 func TestUnusedTicketsAreCapped(t *testing.T) {
 	g := newGate(t, newBackend(t, nil).url, ticketing)
-	g.gate.Tickets = ticket.New[auth.Grant](ticket.Config{TTL: time.Hour, Total: 3, Each: 2})
+	g.gate.Tickets = ticket.New[auth.Grant](ticket.Config{TTL: time.Hour, Total: 3, PerOwner: 2})
 	var got []string
 	for _, addr := range []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"} {
 		token := "good"

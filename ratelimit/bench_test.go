@@ -100,12 +100,12 @@ func BenchmarkSession(b *testing.B) {
 	l := newLimits(b, Config{Sessions: 1000, SessionsPerIP: 10, SessionsPerSubject: 10})
 	b.ReportAllocs()
 	for b.Loop() {
-		if scope := l.SessionsFull(client); scope != "" {
-			b.Fatal(scope)
+		if full := l.SessionsFull(client); full != "" {
+			b.Fatal(full)
 		}
-		slot, scope := l.Open(client, "ada")
-		if scope != "" {
-			b.Fatal(scope)
+		slot, full := l.AcquireSlot(client, "ada")
+		if full != "" {
+			b.Fatal(full)
 		}
 		slot.Release()
 	}

@@ -8,28 +8,28 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// sweepSteps is how many buckets each new key makes the table look at. With 4,
-// refilled buckets go faster than keys can come: a table that is not full holds
-// at most half as many buckets again as are still refilling.
+// sweepSteps is how many buckets the table checks for each new key. With 4, full
+// buckets are dropped faster than new keys can come: a table that has room holds
+// at most one and a half times the buckets that are still refilling.
 const sweepSteps = 4
 
 // buckets is a bounded table of token buckets of one rate and burst, by key.
 //
-// A bucket that has refilled says no more than no bucket at all, so those and
-// only those are dropped to make room: until the table is full its answers are
-// exact, and no flood of keys can make it forget a client that has spent its
-// tokens. There is no scan and no goroutine. Each new key moves a hand a few
-// buckets on around the table and drops those it finds refilled.
+// A full bucket is equivalent to none, so full buckets, and only those, are
+// dropped to make room. Until the table is full its answers are exact, and no
+// flood of keys can make it forget a client that has spent its tokens. There is
+// no scan and no goroutine: each new key moves a hand a few buckets on around the
+// table and drops those that have refilled.
 //
-// What a full table gives up: a key for which no place is found draws on one
-// bucket that all such keys share, so new clients are refused for each other's
-// requests until buckets refill. It takes more clients than the table has
-// places, each having spent a token that is not yet back. Letting new keys
-// pass instead would turn the limit off for whoever sends from enough addresses.
+// In a full table the keys without a bucket share one, so new clients are refused
+// for each other's requests until buckets refill. That takes more clients than
+// the table has room for, each of which has spent a token that is not yet back.
+// Letting new keys pass instead would turn the limit off for whoever sends from
+// enough addresses.
 type buckets[K comparable] struct {
 	limit rate.Limit
 	burst int
-	size  int // the most buckets, the shared one aside
+	size  int // the most buckets, without the shared one
 
 	mu    sync.Mutex // guards all below, and serialises the use of the limiters
 	index map[K]*bucket[K]
@@ -55,8 +55,8 @@ func (b *buckets[K]) newBucket() *bucket[K] {
 	return &bucket[K]{limiter: rate.NewLimiter(b.limit, b.burst)}
 }
 
-// take takes a token from the key's bucket. If there is none, ok is false and
-// wait is how long until there is one.
+// take takes a token from the key's bucket. If it is empty, ok is false and wait
+// is how long until it has a token.
 func (b *buckets[K]) take(key K, now time.Time) (wait time.Duration, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -68,9 +68,10 @@ func (b *buckets[K]) take(key K, now time.Time) (wait time.Duration, ok bool) {
 	return take(e.limiter, now)
 }
 
-// until is how long until the key's bucket has n tokens, 0 if it has them. It
-// makes no bucket. Times for n above the burst mean nothing but "not now".
-func (b *buckets[K]) until(key K, n int, now time.Time) time.Duration {
+// timeUntil returns how long until the key's bucket has n tokens, 0 if it has
+// them. It makes no bucket. For n above the burst the time is above 0 and has no
+// other meaning.
+func (b *buckets[K]) timeUntil(key K, n int, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
@@ -81,8 +82,8 @@ func (b *buckets[K]) until(key K, n int, now time.Time) time.Duration {
 	return timeFor(float64(n)-tokens, b.limit)
 }
 
-// bucketKey is the key whose bucket this key draws on: the key itself, or the zero
-// key of the shared bucket if it has no bucket and there is no room for one.
+// bucketKey returns the key whose bucket this key uses: the key itself, or the zero
+// key of the shared bucket if the key has no bucket and there is no room for one.
 func (b *buckets[K]) bucketKey(key K, now time.Time) K {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -145,9 +146,9 @@ func take(lim *rate.Limiter, now time.Time) (wait time.Duration, ok bool) {
 	return timeFor(1-lim.TokensAt(now), lim.Limit()), false
 }
 
-// timeFor is how long so many tokens take to come. Less than a nanosecond is
-// nothing, as in package rate, and the rest is rounded, so that whoever waits so
-// long has the token: no rounding error can ask for a nanosecond more.
+// timeFor returns how long it takes to refill so many tokens. Less than a
+// nanosecond is 0, as in package rate. The rest is rounded, so that the token is
+// there after the wait: no rounding error can ask for a nanosecond more.
 func timeFor(tokens float64, limit rate.Limit) time.Duration {
 	d := tokens / float64(limit) * float64(time.Second)
 	switch {

@@ -114,7 +114,7 @@ func TestManyAtOnce(t *testing.T) {
 				}
 				if n > 2*clients { // all have their places
 					b.take(1000+g*500+n, t0)
-					b.until(b.bucketKey(n, t0), 1, t0)
+					b.timeUntil(b.bucketKey(n, t0), 1, t0)
 				}
 			}
 		})

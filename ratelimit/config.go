@@ -41,8 +41,8 @@ type Config struct {
 	// SessionsPerSubject caps the open sessions of one subject. 0: no cap.
 	SessionsPerSubject int `env:"LIMIT_SESSIONS_PER_SUBJECT" guard:"true" below:"LIMIT_SESSIONS"`
 
-	// Messages limits what a client sends in one session. It is held by
-	// the relay, which alone sees messages. Empty: no limit.
+	// Messages limits what a client sends in one session. The relay applies
+	// it, because only the relay sees messages. Empty: no limit.
 	Messages Rate `env:"MESSAGE_RATE"`
 	// MessagesBurst is how many may come at once. 0: the rate's number.
 	MessagesBurst int `env:"MESSAGE_BURST"`
@@ -116,8 +116,8 @@ func (c Config) check() error {
 	return errors.Join(mistakes...)
 }
 
-// Unreachable names the limits that are never reached, as RATE_UPGRADES is
-// used up before, at the rate and in a burst.
+// Unreachable names the limits that are never reached, because RATE_UPGRADES is
+// used up first, at the rate and in a burst.
 func (c Config) Unreachable() (names []string) {
 	for _, l := range []struct {
 		name  string

@@ -18,129 +18,128 @@ func (e *BudgetError) Error() string {
 	return fmt.Sprintf("failed authentications used up for the next %v", e.Wait)
 }
 
-// failures keeps the failure budget of each address. A token is charged only
-// when the verifier has refused, which is known only after the fact; so that no
-// address can have more guesses checked than it has tokens, its attempts under
-// way never outnumber them:
+// failures keeps the failure budget of each address. A token is charged only once
+// the verifier has refused. So that no address can have more guesses checked than
+// it has tokens, its attempts under way never outnumber its tokens:
 //
 //	attempts under way <= tokens
 //
-// An attempt is begun only where that leaves room for it, and ends taking a
-// token along (Charge) or not (Release); time only adds tokens.
+// An attempt begins only if that leaves room for it. It ends with a token charged
+// (Charge) or without (Release). Time only adds tokens.
 //
 // Addresses that share the table's shared bucket share its attempts too.
 type failures struct {
 	buckets *buckets[netip.Prefix]
 
-	mu sync.Mutex // guards calls and all fields of its elements; taken before buckets.mu
-	// calls has the addresses with attempts under way or waiting, and no others.
-	calls map[netip.Prefix]*calls
+	mu sync.Mutex // guards byAddress and all fields of its elements; taken before buckets.mu
+	// byAddress has the addresses with attempts under way or waiting, and no others.
+	byAddress map[netip.Prefix]*addressAttempts
 }
 
-// calls are the attempts of one address.
-type calls struct {
+// addressAttempts are the attempts of one address.
+type addressAttempts struct {
 	underWay int
 	waiting  list.List   // of *Attempt, the longest waiting first
 	refill   *time.Timer // runs admit when a token comes back; nil if never needed
 }
 
-// Attempt is the leave to try one credential. It must be ended: by Charge if
-// the credential was refused, by Release if it was accepted or nobody knows,
-// because the verifier did not answer. A client that goes away ends no attempt. The first of the
-// two counts and later calls do nothing, so that Release can be deferred.
+// Attempt is the permission to check one credential. It must be ended: by Charge
+// if the credential was refused, by Release if it was accepted or the verifier did
+// not answer. A client that goes away does not end it. Only the first call of
+// either counts, so that Release can be deferred.
 type Attempt struct {
-	failures *failures    // nil: there is no limit to account to
-	key      netip.Prefix // in failures.calls
-	answer   chan error   // gets nil when the attempt is under way, or why it will not be; room for one
-	ended    bool         // guarded by failures.mu
+	failures  *failures    // nil: there is no limit
+	key       netip.Prefix // in failures.byAddress
+	admission chan error   // gets nil when the attempt is under way, or why it is refused; room for one
+	ended     bool         // guarded by failures.mu
 }
 
 func newFailures(b *buckets[netip.Prefix]) *failures {
-	return &failures{buckets: b, calls: make(map[netip.Prefix]*calls)}
+	return &failures{buckets: b, byAddress: make(map[netip.Prefix]*addressAttempts)}
 }
 
 func (f *failures) left(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
-	wait = f.buckets.until(f.buckets.bucketKey(key, now), 1, now)
+	wait = f.buckets.timeUntil(f.buckets.bucketKey(key, now), 1, now)
 	return wait, wait == 0
 }
 
-func (f *failures) attempt(ctx context.Context, key netip.Prefix) (*Attempt, error) {
+func (f *failures) begin(ctx context.Context, key netip.Prefix) (*Attempt, error) {
 	f.mu.Lock()
 	key = f.buckets.bucketKey(key, time.Now())
-	c := f.calls[key]
+	c := f.byAddress[key]
 	if c == nil {
-		c = new(calls)
-		f.calls[key] = c
+		c = new(addressAttempts)
+		f.byAddress[key] = c
 	}
-	a := &Attempt{failures: f, key: key, answer: make(chan error, 1)}
-	place := c.waiting.PushBack(a)
+	a := &Attempt{failures: f, key: key, admission: make(chan error, 1)}
+	queued := c.waiting.PushBack(a)
 	f.admit(key, c)
 	f.mu.Unlock()
 
 	select {
-	case err := <-a.answer:
-		return a.answered(err)
+	case err := <-a.admission:
+		return a.outcome(err)
 	case <-ctx.Done():
 	}
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
-	case err := <-a.answer: // in the same moment; as if ctx had ended a little later
-		return a.answered(err)
+	case err := <-a.admission: // in the same moment; as if ctx had ended a little later
+		return a.outcome(err)
 	default:
-		c.waiting.Remove(place)
+		c.waiting.Remove(queued)
 		f.admit(key, c)
 		return nil, ctx.Err()
 	}
 }
 
-// answered is what attempt returns when admit has answered.
-func (a *Attempt) answered(err error) (*Attempt, error) {
+// outcome is what begin returns when admit has answered.
+func (a *Attempt) outcome(err error) (*Attempt, error) {
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-// admit answers those waiting whose turn has come, sees to it that it runs
-// again when a refill lets the next one in, and forgets c when it is idle. It
-// is called after every change of c and of its tokens; c is f.calls[key]. The
-// caller holds mu.
-func (f *failures) admit(key netip.Prefix, c *calls) {
+// admit answers the waiting attempts whose turn has come, schedules itself for
+// when a refill lets the next one in, and drops c when it is idle. It is called
+// after every change of c and of its tokens; c is f.byAddress[key]. The caller
+// holds mu.
+func (f *failures) admit(key netip.Prefix, c *addressAttempts) {
 	now := time.Now()
-	if wait := f.buckets.until(key, 1, now); wait > 0 {
-		// Used up: no attempt under way could make room by being released.
+	if wait := f.buckets.timeUntil(key, 1, now); wait > 0 {
+		// Used up: releasing an attempt under way makes no room.
 		for c.waiting.Len() > 0 {
-			c.next().answer <- &BudgetError{Wait: wait}
+			c.next().admission <- &BudgetError{Wait: wait}
 		}
 	}
 	if c.refill != nil {
 		c.refill.Stop()
 	}
 	for c.waiting.Len() > 0 {
-		wait := f.buckets.until(key, c.underWay+1, now)
+		wait := f.buckets.timeUntil(key, c.underWay+1, now)
 		if wait > 0 {
-			if c.underWay < f.buckets.burst { // else the bucket has no room for a token more
-				f.wake(key, c, wait)
+			if c.underWay < f.buckets.burst { // otherwise the bucket cannot hold one more token
+				f.scheduleAdmit(key, c, wait)
 			}
 			return
 		}
 		c.underWay++
-		c.next().answer <- nil
+		c.next().admission <- nil
 	}
 	if c.underWay == 0 {
-		delete(f.calls, key)
+		delete(f.byAddress, key)
 	}
 }
 
 // next takes the longest waiting attempt out of the queue.
-func (c *calls) next() *Attempt {
+func (c *addressAttempts) next() *Attempt {
 	return c.waiting.Remove(c.waiting.Front()).(*Attempt)
 }
 
-// wake has admit run again after wait. The caller holds mu.
-func (f *failures) wake(key netip.Prefix, c *calls, wait time.Duration) {
+// scheduleAdmit runs admit again after wait. The caller holds mu.
+func (f *failures) scheduleAdmit(key netip.Prefix, c *addressAttempts, wait time.Duration) {
 	if c.refill != nil {
 		c.refill.Reset(wait)
 		return
@@ -148,7 +147,7 @@ func (f *failures) wake(key netip.Prefix, c *calls, wait time.Duration) {
 	c.refill = time.AfterFunc(wait, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if f.calls[key] == c { // not forgotten since
+		if f.byAddress[key] == c { // not dropped since
 			f.admit(key, c)
 		}
 	})
@@ -173,11 +172,11 @@ func (a *Attempt) end(charge bool) {
 	}
 	a.ended = true
 	if charge {
-		// There is a token, but where the table has filled up since the
-		// attempt began: then one of the shared bucket goes, if it has one.
+		// There is a token, unless the table has filled up since the attempt
+		// began. Then the shared bucket pays, if it has a token.
 		f.buckets.take(a.key, time.Now())
 	}
-	c := f.calls[a.key]
+	c := f.byAddress[a.key]
 	c.underWay--
 	f.admit(a.key, c)
 }

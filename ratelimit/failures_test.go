@@ -62,7 +62,7 @@ func wantIdle(t *testing.T, l *Limits) {
 	t.Helper()
 	l.failures.mu.Lock()
 	defer l.failures.mu.Unlock()
-	if n := len(l.failures.calls); n != 0 {
+	if n := len(l.failures.byAddress); n != 0 {
 		t.Errorf("%d addresses kept without an attempt", n)
 	}
 }
@@ -315,7 +315,7 @@ func TestAttemptEndsOnce(t *testing.T) {
 		a.Release()
 		b := begin(t, l, client) // one token was left
 		a.Release()
-		if n := l.failures.calls[client].underWay; n != 1 {
+		if n := l.failures.byAddress[client].underWay; n != 1 {
 			t.Errorf("%d under way, want 1", n)
 		}
 		b.Release()

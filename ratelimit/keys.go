@@ -5,10 +5,10 @@ import (
 	"net/netip"
 )
 
-// AddressKey is what a client's limits are kept by: an IPv4 address, or the /64
-// of an IPv6 address, for that is the least a subscriber is given, with 2^64
-// addresses to choose from (RFC 6177, section 2). An IPv4-mapped address is an
-// IPv4 address, and zones do not count. All invalid addresses share one key,
+// AddressKey is the key of a client's limits: an IPv4 address, or the /64 of an
+// IPv6 address, because a subscriber is given at least that, with 2^64 addresses
+// to choose from (RFC 6177, section 2). An IPv4-mapped address is an IPv4 address,
+// and zones are dropped. All invalid addresses share one key,
 // the zero Prefix.
 func AddressKey(addr netip.Addr) netip.Prefix {
 	addr = addr.Unmap()
@@ -20,10 +20,10 @@ func AddressKey(addr netip.Addr) netip.Prefix {
 	return key
 }
 
-// subjectKey stands for a subject in tables: of one size however long the
-// subject is, and without a second subject that anybody could find to share it.
+// subjectKey stands for a subject in tables. All have the same size, however long
+// the subject is, and nobody can find two subjects with the same key.
 type subjectKey [sha256.Size]byte
 
-func keyOf(subject string) subjectKey {
+func keyOfSubject(subject string) subjectKey {
 	return sha256.Sum256([]byte(subject))
 }

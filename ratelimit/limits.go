@@ -5,9 +5,9 @@
 // # What is limited
 //
 //	by            how often (token buckets)                how many at once
-//	address       UpgradeFromAddress, Attempt (failures)   SessionsFull, Open
-//	subject       UpgradeOfSubject                         Open
-//	all together  UpgradeGlobal                            SessionsFull, Open
+//	address       UpgradeFromAddress, Attempt (failures)   SessionsFull, AcquireSlot
+//	subject       UpgradeOfSubject                         AcquireSlot
+//	all together  UpgradeGlobal                            SessionsFull, AcquireSlot
 //
 // An address is a key made by [AddressKey]; a subject is the name that the
 // verifier gave the client, of any length, "" for a client without one. Each
@@ -18,23 +18,22 @@
 //
 //	UpgradeFromAddress, FailuresLeft, UpgradeGlobal, SessionsFull   before authentication
 //	Attempt ... Charge or Release                                   around the call to the verifier
-//	UpgradeOfSubject, Open                                          once the subject is known
+//	UpgradeOfSubject, AcquireSlot                                   once the subject is known
 //	Slot.Release                                                    when the session has ended
 //
 // # Time
 //
-// The questions that never wait take the time as a parameter. Their answer is
-// whether the event may happen at that time and, if not, how long until a
-// token is there. A refusal takes no token, so a client that keeps knocking
-// does not push its own return further away. [Limits.Attempt] may wait, and so
-// reads the clock itself.
+// The methods that never wait take the time as a parameter. They return whether
+// the event may happen at that time and, if not, how long until there is a token.
+// A refusal takes no token, so a client that keeps trying does not have to wait
+// longer for it. [Limits.Attempt] may wait, and so reads the clock itself.
 //
 // # Memory
 //
 // Everything here that is kept by address or subject is bounded, whatever
 // clients send. Token buckets live in tables of 65,536, some 20 MiB each when
-// full. A full table keeps every client that it knows to its limit, and lets
-// those for whom it has no place share one bucket. Sessions and
+// full. A full table still limits every client that it knows, and lets those for
+// whom it has no room share one bucket. Sessions and
 // authentication calls are counted per key only while they are under way, so
 // those counters are bounded by the connections that are open.
 package ratelimit
@@ -48,9 +47,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// tableSize is the most buckets in a table. What must fit is the clients that
-// have spent a token and not yet got it back: at 20/s, the 65,536 that have
-// come within the last 50 ms.
+// tableSize is the most buckets in a table. It must hold the clients that have
+// spent a token and not yet got it back: at 20/s, up to 65,536 clients within
+// 50 ms.
 const tableSize = 1 << 16
 
 // Limits are the limits of one gate. They are safe for use by any number of
@@ -117,12 +116,12 @@ func (l *Limits) UpgradeOfSubject(subject string, now time.Time) (wait time.Dura
 	if l.subjects == nil || subject == "" {
 		return 0, true
 	}
-	return l.subjects.take(keyOf(subject), now)
+	return l.subjects.take(keyOfSubject(subject), now)
 }
 
 // FailuresLeft reports whether the address may still try a credential, and if
-// not, in how long. It takes nothing and never waits: it is the cheap no before
-// the work of authentication. It promises nothing; [Limits.Attempt] decides.
+// not, in how long. It takes nothing and never waits: it is the cheap check before
+// the work of authentication. It reserves nothing; [Limits.Attempt] decides.
 func (l *Limits) FailuresLeft(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
 	if l.failures == nil {
 		return 0, true
@@ -143,22 +142,22 @@ func (l *Limits) Attempt(ctx context.Context, key netip.Prefix) (*Attempt, error
 	if l.failures == nil {
 		return new(Attempt), nil
 	}
-	return l.failures.attempt(ctx, key)
+	return l.failures.begin(ctx, key)
 }
 
 // SessionsFull names the cap that leaves no room for a further session of this
-// address, or "" if there is room. It takes nothing: it is the cheap no before
-// authentication, when the subject is not known yet. [Limits.Open] decides.
-func (l *Limits) SessionsFull(key netip.Prefix) Scope {
+// address, or "" if there is room. It takes nothing: it is the cheap check before
+// authentication, when the subject is not known yet. [Limits.AcquireSlot] decides.
+func (l *Limits) SessionsFull(key netip.Prefix) Cap {
 	return l.sessions.full(key)
 }
 
-// Open takes a slot for a session: one of the address's, one of the subject's
-// and one of the total, or none at all and the name of the cap that is reached.
-// The subject "" is nobody's: its sessions count by address and total alone.
+// AcquireSlot counts a session by its address, by its subject and in the total. If
+// a cap is reached it counts nothing and returns the name of the cap. Sessions of
+// the subject "", which is nobody's, count by address and in the total only.
 // The caller must release the slot when the session has ended.
-func (l *Limits) Open(key netip.Prefix, subject string) (*Slot, Scope) {
-	return l.sessions.open(key, subject)
+func (l *Limits) AcquireSlot(key netip.Prefix, subject string) (*Slot, Cap) {
+	return l.sessions.acquire(key, subject)
 }
 
 // Policy is the value of the RateLimit-Policy header for upgrades of one

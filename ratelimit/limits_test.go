@@ -29,11 +29,11 @@ func TestZeroConfigLimitsNothing(t *testing.T) {
 		}
 		attempt.Charge()
 		attempt.Release()
-		if scope := l.SessionsFull(a); scope != "" {
-			t.Fatalf("sessions full: %s", scope)
+		if full := l.SessionsFull(a); full != "" {
+			t.Fatalf("sessions full: %s", full)
 		}
-		if _, scope := l.Open(a, "ada"); scope != "" {
-			t.Fatalf("no slot: %s", scope)
+		if _, full := l.AcquireSlot(a, "ada"); full != "" {
+			t.Fatalf("no slot: %s", full)
 		}
 	}
 	if l.Policy() != "" {

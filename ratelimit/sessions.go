@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// Scope names a cap on open sessions; "" is no cap.
-type Scope string
+// Cap names a cap on open sessions; "" is no cap.
+type Cap string
 
 // The caps of [Config].
 const (
-	ScopeAddress Scope = "address" // SessionsPerIP
-	ScopeSubject Scope = "subject" // SessionsPerSubject
-	ScopeTotal   Scope = "total"   // Sessions
+	CapAddress Cap = "address" // SessionsPerIP
+	CapSubject Cap = "subject" // SessionsPerSubject
+	CapTotal   Cap = "total"   // Sessions
 )
 
 // sessions counts the open sessions.
@@ -25,13 +25,13 @@ type sessions struct {
 	bySubject counts[subjectKey]
 }
 
-// Slot is the place of one open session.
+// Slot counts one open session, until it is released.
 type Slot struct {
-	sessions *sessions
-	address  netip.Prefix
-	subject  subjectKey
-	named    bool // counted by subject
-	released bool // guarded by sessions.mu
+	sessions   *sessions
+	address    netip.Prefix
+	subject    subjectKey
+	hasSubject bool // counted by subject too
+	released   bool // guarded by sessions.mu
 }
 
 func newSessions(c Config) *sessions {
@@ -42,41 +42,41 @@ func newSessions(c Config) *sessions {
 	}
 }
 
-func (s *sessions) full(address netip.Prefix) Scope {
+func (s *sessions) full(address netip.Prefix) Cap {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.reached(&Slot{address: address})
 }
 
-func (s *sessions) open(address netip.Prefix, subject string) (*Slot, Scope) {
+func (s *sessions) acquire(address netip.Prefix, subject string) (*Slot, Cap) {
 	slot := &Slot{sessions: s, address: address}
 	if subject != "" && s.bySubject.max > 0 {
-		slot.subject, slot.named = keyOf(subject), true
+		slot.subject, slot.hasSubject = keyOfSubject(subject), true
 	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if scope := s.reached(slot); scope != "" {
-		return nil, scope
+	if full := s.reached(slot); full != "" {
+		return nil, full
 	}
 	s.total++
 	s.byAddress.add(address)
-	if slot.named {
+	if slot.hasSubject {
 		s.bySubject.add(slot.subject)
 	}
 	return slot, ""
 }
 
-// reached names the cap that leaves no room for this slot, or "". The client's
-// own caps come before the total, which it can do nothing about. The caller holds mu.
-func (s *sessions) reached(slot *Slot) Scope {
+// reached names the cap that leaves no room for this slot, or "". The client's own
+// caps come before the total, which the client cannot change. The caller holds mu.
+func (s *sessions) reached(slot *Slot) Cap {
 	switch {
 	case s.byAddress.full(slot.address):
-		return ScopeAddress
-	case slot.named && s.bySubject.full(slot.subject):
-		return ScopeSubject
+		return CapAddress
+	case slot.hasSubject && s.bySubject.full(slot.subject):
+		return CapSubject
 	case s.max > 0 && s.total >= s.max:
-		return ScopeTotal
+		return CapTotal
 	}
 	return ""
 }
@@ -93,13 +93,13 @@ func (slot *Slot) Release() {
 	slot.released = true
 	s.total--
 	s.byAddress.remove(slot.address)
-	if slot.named {
+	if slot.hasSubject {
 		s.bySubject.remove(slot.subject)
 	}
 }
 
-// counts are sessions by key. It holds the keys that have any, and none at all
-// where there is no cap to need them.
+// counts are the numbers of sessions by key. It holds only keys that have sessions,
+// and nothing if there is no cap.
 type counts[K comparable] struct {
 	max int // 0: no cap
 	n   map[K]int

@@ -14,23 +14,23 @@ func TestSessionCaps(t *testing.T) {
 		release int // slot number to give back first; 0: none
 		address netip.Prefix
 		subject string
-		full    Scope // what the cheap check says before
-		want    Scope
+		full    Cap // what the cheap check says before
+		want    Cap
 	}{
 		{0, a, "ada", "", ""}, // slot 1
 		{0, a, "bob", "", ""}, // slot 2
-		{0, a, "cid", ScopeAddress, ScopeAddress},
+		{0, a, "cid", CapAddress, CapAddress},
 		{0, b, "ada", "", ""}, // slot 3
-		{0, c, "ada", "", ScopeSubject},
+		{0, c, "ada", "", CapSubject},
 		{0, c, "", "", ""}, // slot 4: nobody's session counts too
-		{0, c, "", ScopeTotal, ScopeTotal},
-		{0, c, "ada", ScopeTotal, ScopeSubject}, // the client's own cap first
-		{0, a, "ada", ScopeAddress, ScopeAddress},
-		{1, c, "ada", "", ""},                 // slot 5
-		{1, b, "eve", ScopeTotal, ScopeTotal}, // released twice, gone once
-		{4, b, "eve", "", ""},                 // slot 6
-		{2, b, "bob", ScopeAddress, ScopeAddress},
-		{0, a, "ada", "", ScopeSubject},
+		{0, c, "", CapTotal, CapTotal},
+		{0, c, "ada", CapTotal, CapSubject}, // the client's own cap first
+		{0, a, "ada", CapAddress, CapAddress},
+		{1, c, "ada", "", ""},             // slot 5
+		{1, b, "eve", CapTotal, CapTotal}, // released twice, gone once
+		{4, b, "eve", "", ""},             // slot 6
+		{2, b, "bob", CapAddress, CapAddress},
+		{0, a, "ada", "", CapSubject},
 		{0, a, "bob", "", ""}, // slot 7: a refused Open has taken nothing
 	} {
 		if step.release > 0 {
@@ -39,7 +39,7 @@ func TestSessionCaps(t *testing.T) {
 		if got := l.SessionsFull(step.address); got != step.full {
 			t.Errorf("step %d: SessionsFull: got %q, want %q", i, got, step.full)
 		}
-		slot, got := l.Open(step.address, step.subject)
+		slot, got := l.AcquireSlot(step.address, step.subject)
 		if got != step.want || (slot == nil) != (got != "") {
 			t.Errorf("step %d: Open: got %v, %q; want %q", i, slot, got, step.want)
 		}
@@ -63,7 +63,7 @@ func wantNoSessions(t *testing.T, l *Limits) {
 
 func TestKeysAreNotCountedWithoutACap(t *testing.T) {
 	l := newLimits(t, Config{Sessions: 10})
-	slot, _ := l.Open(key("192.0.2.1"), "ada")
+	slot, _ := l.AcquireSlot(key("192.0.2.1"), "ada")
 	defer slot.Release()
 	if n := len(l.sessions.byAddress.n) + len(l.sessions.bySubject.n); n != 0 {
 		t.Errorf("%d keys kept for caps that are not set", n)
@@ -95,8 +95,8 @@ func TestSlotsAreReleasedExactlyOnce(t *testing.T) {
 		clients.Go(func() {
 			address, subject := nthKey(n%8), string(rune('a'+n%6))
 			for range 200 {
-				slot, scope := l.Open(address, subject)
-				if scope != "" {
+				slot, full := l.AcquireSlot(address, subject)
+				if full != "" {
 					continue
 				}
 				hold(address, 1)

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// maxHeader bounds the header of an answer, 1xx answers before it included, in bytes on the wire.
+	// maxHeader bounds the header of an answer, together with the 1xx answers before it, in bytes on the wire.
 	maxHeader = 64 << 10
 
 	// maxInterim is how many 1xx answers may come before the final one; net/http's client once had the same bound.
@@ -39,7 +39,7 @@ const (
 
 // HandshakeError is an upstream that was reached but did not give a usable answer.
 type HandshakeError struct {
-	// Reason is one of a fixed list, fit for a log line. It holds nothing of what was sent or received.
+	// Reason is one of a fixed list, fit for a log line. It quotes nothing that was sent or received.
 	Reason string
 
 	// Err is the network's or the context's error; nil where the answer itself was wrong.
@@ -55,7 +55,7 @@ func (e *HandshakeError) Error() string {
 
 func (e *HandshakeError) Unwrap() error { return e.Err }
 
-// Timeout says that no answer came in time, rather than a bad one.
+// Timeout reports whether no answer came in time, as opposed to a bad one.
 func (e *HandshakeError) Timeout() bool { return isTimeout(e.Err) }
 
 // Accept returns the Sec-WebSocket-Accept value for a Sec-WebSocket-Key (RFC 6455 section 4.2.2).
@@ -66,59 +66,60 @@ func Accept(key string) string {
 
 var errTooLong = errors.New("too long")
 
-// limitedReader is the wire below the bufio.Reader of an answer. It bounds what a header may take from it, and keeps the error
-// that reading ended with, because http.ReadResponse's errors quote the answer and do not tell its faults from the network's.
+// limitedReader reads from the connection for the bufio.Reader of an answer. It bounds the bytes of the header. It also keeps
+// the last error of the connection, because the errors of http.ReadResponse quote the answer, and do not say whether the answer
+// or the network was at fault.
 type limitedReader struct {
 	src  io.Reader
 	left int // bytes; negative: no bound
 	err  error
 }
 
-func (m *limitedReader) Read(p []byte) (n int, err error) {
+func (r *limitedReader) Read(p []byte) (n int, err error) {
 	switch {
-	case m.left < 0:
-		n, err = m.src.Read(p)
-	case m.left == 0:
+	case r.left < 0:
+		n, err = r.src.Read(p)
+	case r.left == 0:
 		err = errTooLong
 	default:
-		n, err = m.src.Read(p[:min(len(p), m.left)])
-		m.left -= n
+		n, err = r.src.Read(p[:min(len(p), r.left)])
+		r.left -= n
 	}
 	if err != nil {
-		m.err = err
+		r.err = err
 	}
 	return n, err
 }
 
-// fault is the HandshakeError for an answer that http.ReadResponse would not take.
-func (m *limitedReader) fault() *HandshakeError {
+// handshakeError is the error for an answer that http.ReadResponse did not accept.
+func (r *limitedReader) handshakeError() *HandshakeError {
 	switch {
-	case m.err == nil:
+	case r.err == nil:
 		return &HandshakeError{Reason: reasonNoHTTP}
-	case m.err == errTooLong:
+	case r.err == errTooLong:
 		return &HandshakeError{Reason: reasonTooLong}
-	case m.err == io.EOF:
+	case r.err == io.EOF:
 		return &HandshakeError{Reason: reasonClosed, Err: io.ErrUnexpectedEOF}
-	case isTimeout(m.err):
-		return &HandshakeError{Reason: reasonNoAnswer, Err: m.err}
+	case isTimeout(r.err):
+		return &HandshakeError{Reason: reasonNoAnswer, Err: r.err}
 	default:
-		return &HandshakeError{Reason: reasonClosed, Err: m.err}
+		return &HandshakeError{Reason: reasonClosed, Err: r.err}
 	}
 }
 
-// readAnswer reads the head of the upstream's final answer. One that is a refusal has its body still to come.
+// readAnswer reads the head of the upstream's final answer. The body of a refusal is still to be read.
 func (x *handshake) readAnswer() (*Conn, *http.Response, error) {
 	for range maxInterim + 1 {
 		resp, err := http.ReadResponse(x.answer, nil)
 		if err != nil {
-			return nil, nil, x.limited.fault()
+			return nil, nil, x.limited.handshakeError()
 		}
 		if !isHeader(resp.Header) {
 			return nil, nil, &HandshakeError{Reason: reasonNoHTTP}
 		}
 		switch {
 		case resp.StatusCode == http.StatusSwitchingProtocols:
-			c, err := x.accepted(resp)
+			c, err := x.acceptSwitch(resp)
 			return c, nil, err
 		case resp.StatusCode >= 600 || resp.StatusCode < 100: // net/http's server panics on some of these
 			return nil, nil, &HandshakeError{Reason: reasonStatus}
@@ -129,16 +130,16 @@ func (x *handshake) readAnswer() (*Conn, *http.Response, error) {
 	return nil, nil, &HandshakeError{Reason: reasonInterim}
 }
 
-// accepted makes a Conn of a 101, or says what is wrong with it: the list of RFC 6455 section 4.1, made stricter where it
-// is silent on doubled fields.
-func (x *handshake) accepted(resp *http.Response) (*Conn, error) {
+// acceptSwitch checks a 101 and returns a Conn for it. It follows the list of RFC 6455 section 4.1, and is stricter where that
+// says nothing about doubled fields.
+func (x *handshake) acceptSwitch(resp *http.Response) (*Conn, error) {
 	h := resp.Header
 	wrong := func(reason string) (*Conn, error) { return nil, &HandshakeError{Reason: reason} }
 	if resp.Proto != "HTTP/1.1" {
 		return wrong(reasonVersion)
 	}
-	// A body behind a 101 is read differently by different readers (RFC 9110 section 8.6, RFC 9112 section 6.1 forbid it). Some
-	// servers say of every answer that has none that its length is 0, which nobody can read otherwise.
+	// Different readers understand a 101 with a body differently (RFC 9110 section 8.6 and RFC 9112 section 6.1 forbid it).
+	// Content-Length: 0 is allowed: some servers add it to every answer without a body, and it has only one meaning.
 	if !header.IsEmptyBody(h) || len(resp.TransferEncoding) > 0 {
 		return wrong(reasonBody)
 	}

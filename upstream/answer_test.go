@@ -259,13 +259,13 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nshort"))
 	f.Add([]byte("HTTP/1.1 302 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: x\r\n\r\nmore"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		x := exchanges.Get().(*handshake)
+		x := handshakes.Get().(*handshake)
 		defer x.release()
 		src := bytes.NewReader(data)
 		x.key, x.offered, x.limited = rfcKey, offer, limitedReader{src: src, left: maxHeader}
 		c, refusal, err := x.readAnswer()
 		if refusal != nil {
-			err = x.refused(refusal)
+			err = x.readRefusal(refusal)
 		}
 		taken := len(data) - src.Len()
 

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// DialError is an upstream that could not be reached, or whose TLS handshake or certificate was not in order.
+// DialError says that the upstream could not be reached, or that its TLS handshake or certificate was bad.
 type DialError struct {
 	Err error
 }
@@ -19,7 +19,7 @@ type DialError struct {
 func (e *DialError) Error() string { return "dial upstream: " + e.Err.Error() }
 func (e *DialError) Unwrap() error { return e.Err }
 
-// Timeout says that the upstream gave no sign in time, rather than a no.
+// Timeout reports whether the upstream did not react in time, as opposed to refusing.
 func (e *DialError) Timeout() bool { return isTimeout(e.Err) }
 
 func isTimeout(err error) bool {
@@ -30,8 +30,8 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
-// newDialer is without TCP keep-alive, unless asked: a session's heartbeat finds a dead peer sooner, and four setsockopt
-// calls per upgrade are saved. TCP_NODELAY is Go's default.
+// newDialer returns a dialer without TCP keep-alive, unless c asks for it: a session's heartbeat finds a dead peer sooner, and
+// four setsockopt calls per upgrade are saved. TCP_NODELAY is Go's default.
 func newDialer(c Config) *net.Dialer {
 	d := &net.Dialer{Timeout: c.DialTimeout}
 	if !c.KeepAlive {
@@ -46,19 +46,19 @@ func (u *Upstream) dial(ctx context.Context) (net.Conn, error) {
 	conn, err := u.dialTCP(ctx, "tcp", u.target.address)
 	if err == nil && u.tls != nil {
 		conn.SetDeadline(deadline)
-		conn, err = u.secure(ctx, conn)
+		conn, err = u.startTLS(ctx, conn)
 	}
 	if err == nil {
 		return conn, nil
 	}
-	if ctx.Err() != nil { // net has errors of its own for a context's end
+	if ctx.Err() != nil { // net replaces the context's error by its own
 		err = ctx.Err()
 	}
 	return nil, &DialError{Err: err}
 }
 
-// secure makes a TLS connection of tcp, or closes it.
-func (u *Upstream) secure(ctx context.Context, tcp net.Conn) (net.Conn, error) {
+// startTLS does the TLS handshake on tcp. It closes tcp if that fails.
+func (u *Upstream) startTLS(ctx context.Context, tcp net.Conn) (net.Conn, error) {
 	conn := tls.Client(tcp, u.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		tcp.Close()
@@ -67,7 +67,8 @@ func (u *Upstream) secure(ctx context.Context, tcp net.Conn) (net.Conn, error) {
 	return conn, nil
 }
 
-// clientTLS is nil for a target without TLS, and for one that could not be parsed, whose CA file is checked all the same.
+// clientTLS returns nil for a target without TLS. A nil target, which could not be parsed, also gives nil, but its CA file is
+// checked.
 func clientTLS(t *target, caFile string) (*tls.Config, error) {
 	var roots *x509.CertPool // nil: the system's
 	if caFile != "" {
@@ -93,7 +94,7 @@ func clientTLS(t *target, caFile string) (*tls.Config, error) {
 		RootCAs:    roots,
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"http/1.1"}, // an upgrade needs HTTP/1.1 (RFC 6455 section 4.1)
-		// One name, so one entry: later handshakes resume, which spares both sides the signature.
+		// There is one server name, so one entry is enough. Later handshakes resume, which spares both sides the signature.
 		ClientSessionCache: tls.NewLRUClientSessionCache(1),
 	}, nil
 }

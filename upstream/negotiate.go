@@ -12,15 +12,15 @@ const (
 	extensionsField = "Sec-Websocket-Extensions"
 )
 
-// chosenProtocol returns the subprotocol that an answer names; empty if none. It fails unless there is one at most, out of
-// those offered, compared byte for byte (RFC 6455 section 4.1). Both parameters are the values of the field.
+// chosenProtocol returns the subprotocol that an answer names; empty if none. It fails if the answer names several, or one
+// that was not offered, compared byte for byte (RFC 6455 section 4.1). Both parameters are the values of the field.
 func chosenProtocol(answer, offer []string) (string, bool) {
 	switch len(answer) {
 	case 0:
 		return "", true
 	case 1:
 		for p := range header.Elements(offer) {
-			// An offered name is a token, so that an answer of "a, b" or "" matches nothing.
+			// An offered name is a token, so an answer of "a, b" or "" matches nothing.
 			if p == answer[0] && header.IsToken(p) {
 				return p, true
 			}
@@ -37,17 +37,17 @@ func acceptedExtensions(answer, offer []string) (string, bool) {
 	if len(answer) == 0 {
 		return "", true
 	}
-	open := make(map[string]bool) // offered and not yet accepted; a set, for either list may be thousands long
+	pending := make(map[string]bool) // offered and not yet accepted; a set, for either list may be thousands long
 	for e := range header.Elements(offer) {
-		open[header.ExtensionName(e)] = true
+		pending[header.ExtensionName(e)] = true
 	}
-	delete(open, "") // malformed ones
+	delete(pending, "") // malformed ones
 	for e := range header.Elements(answer) {
 		name := header.ExtensionName(e)
-		if !open[name] {
+		if !pending[name] {
 			return "", false
 		}
-		delete(open, name)
+		delete(pending, name)
 	}
 	return strings.Join(answer, ", "), true
 }

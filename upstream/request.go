@@ -15,25 +15,25 @@ import (
 )
 
 const (
-	// readBuffer takes a usual 101 whole. Of what follows one it bounds Conn.Early, and the rest stays in the socket.
+	// readBuffer holds a usual 101 whole. It also bounds Conn.Early: what does not fit stays in the socket.
 	readBuffer = 1 << 10
 
-	// maxKeptRequest is the largest request buffer that goes back to the pool. Usual requests are under 1 KiB; the
-	// client's header may be of MaxHeaderBytes, and the pool should not come to hold many such.
+	// maxKeptRequest is the largest request buffer that goes back to the pool. Usual requests are under 1 KiB. A client's
+	// header may be as large as MaxHeaderBytes, and the pool should not fill up with such buffers.
 	maxKeptRequest = 8 << 10
 )
 
-// handshake is the memory that one handshake needs and gives back.
+// handshake holds the buffers and the state of one opening handshake. It comes from a pool and goes back to it.
 type handshake struct {
 	request []byte
 	key     string
 	offered http.Header
 
 	limited limitedReader
-	answer  *bufio.Reader // of wire
+	answer  *bufio.Reader // reads limited
 }
 
-var exchanges = sync.Pool{New: func() any {
+var handshakes = sync.Pool{New: func() any {
 	x := &handshake{}
 	x.answer = bufio.NewReaderSize(&x.limited, readBuffer)
 	return x
@@ -46,11 +46,11 @@ func (x *handshake) release() {
 	}
 	x.key, x.offered, x.limited = "", nil, limitedReader{}
 	x.answer.Reset(&x.limited)
-	exchanges.Put(x)
+	handshakes.Put(x)
 }
 
 // compose writes the whole request into x.request, so that it can be sent with one write. It checks all that came from
-// the client, although net/http and the gate have checked it before: a line break that gets this far is a second request.
+// the client, although net/http and the gate have checked it before: a line break that got this far would begin a second request.
 func (x *handshake) compose(u *Upstream, req *Request) error {
 	if req.Path != "" && req.Path[0] != '/' || strings.Contains(req.Path, "?") || !sendable(req.Path) {
 		return errors.New("malformed path")
@@ -69,8 +69,8 @@ func (x *handshake) compose(u *Upstream, req *Request) error {
 		return errors.New("malformed Host")
 	}
 
-	// A key of 16 random bytes, new for each connection (RFC 6455 section 4.1). Never the client's own: whoever
-	// can choose the key can prepare the answer.
+	// A key of 16 random bytes, new for each connection (RFC 6455 section 4.1). It is never the client's own: whoever
+	// chooses the key can prepare the answer.
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	x.key = base64.StdEncoding.EncodeToString(nonce[:])
@@ -94,7 +94,7 @@ func (x *handshake) compose(u *Upstream, req *Request) error {
 		name := http.CanonicalHeaderKey(name)
 		switch name {
 		case "Host", "Sec-Websocket-Version", "Sec-Websocket-Key", "Sec-Websocket-Accept":
-			continue // ours, and the upstream's
+			continue // written above, or the upstream's to write
 		case protocolField:
 			name = "Sec-WebSocket-Protocol" // as RFC 6455 spells it, for backends that compare bytes
 		case extensionsField:
@@ -114,9 +114,9 @@ func (x *handshake) compose(u *Upstream, req *Request) error {
 	return nil
 }
 
-// run sends the request and returns what the answer to it makes: a Conn, still without its net.Conn, or the upstream's no,
-// of which the body is yet to be read.
-func (x *handshake) run(conn net.Conn) (*Conn, *http.Response, error) {
+// roundTrip sends the request and reads the head of the answer. It returns a Conn, whose net.Conn is not yet set, or a refusal,
+// whose body is still to be read.
+func (x *handshake) roundTrip(conn net.Conn) (*Conn, *http.Response, error) {
 	x.limited = limitedReader{src: conn, left: maxHeader}
 	if _, err := conn.Write(x.request); err != nil {
 		return nil, nil, &HandshakeError{Reason: reasonWrite, Err: err}

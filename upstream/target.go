@@ -24,7 +24,7 @@ type target struct {
 
 const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query]"
 
-// parseTarget compiles UPSTREAM_URL, or says all that is wrong with it.
+// parseTarget compiles UPSTREAM_URL. Its error lists everything that is wrong with it.
 func parseTarget(raw string) (*target, error) {
 	mistake := func(what string) error {
 		return fmt.Errorf("UPSTREAM_URL: %q %s; %s", redact(raw), what, wantURL)
@@ -33,7 +33,7 @@ func parseTarget(raw string) (*target, error) {
 		return nil, mistake("is empty")
 	}
 	u, err := url.Parse(raw)
-	if err != nil { // which quotes raw, with its password and its query
+	if err != nil { // its text quotes raw, with its password and its query
 		return nil, mistake("is not a URL")
 	}
 
@@ -75,7 +75,7 @@ func parseTarget(raw string) (*target, error) {
 	}
 
 	t.address = net.JoinHostPort(u.Hostname(), port)
-	// A zone means something on this machine alone (RFC 6874 section 4).
+	// A zone has a meaning on this machine only (RFC 6874 section 4).
 	host, zone, _ := strings.Cut(u.Hostname(), "%")
 	t.serverName = host
 	t.authority = u.Host
@@ -91,8 +91,8 @@ func parseTarget(raw string) (*target, error) {
 	return t, nil
 }
 
-// appendURI appends the request target for an escaped path and a raw query. Nothing is decoded, cleaned or encoded anew:
-// what the gate has judged is what the upstream gets.
+// appendURI appends the request target for an escaped path and a raw query. Nothing is decoded, cleaned or encoded again: the
+// upstream gets exactly what the gate has checked.
 //
 //	base     path      target
 //	/app     /a%2Fb    /app/a%2Fb
@@ -118,8 +118,8 @@ func (t *target) appendURI(b []byte, path, query string) []byte {
 	return b
 }
 
-// sendable says that s can stand in a request line without ending it, splitting it or turning what follows into a
-// fragment. Bytes above ASCII are no part of a URI, but browsers and servers exchange them, and they harm nothing.
+// sendable reports whether s can stand in a request line without ending it, splitting it or turning what follows into a
+// fragment. Bytes above ASCII are not allowed in a URI, but browsers and servers exchange them, and they do no harm.
 func sendable(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c == 0x7f || c == '#' {
@@ -138,7 +138,7 @@ func hasDotSegment(path string) bool {
 	return false
 }
 
-// redact shows a URL, valid or not, without what may be secret in it: user information, query and fragment.
+// redact returns a URL, valid or not, without what may be secret in it: user information, query and fragment.
 func redact(raw string) string {
 	if i := strings.IndexAny(raw, "?#"); i >= 0 {
 		raw = raw[:i] + raw[i:i+1] + "…"

@@ -6,21 +6,21 @@
 //	          dial                   dial.go                 TCP, then TLS for wss and https, within DialTimeout
 //	          one write              request.go
 //	          read and verify        answer.go, negotiate.go within HandshakeTimeout, 64 KiB and five 1xx answers
-//	          the Conn, or its no    refusal.go
+//	          a Conn or a refusal    refusal.go
 //
 // A Conn exists only after a 101 that is right in every part: HTTP/1.1, Upgrade, Connection, the one accept value for our
 // key, no body, a subprotocol and extensions that were offered. Proxies that tunnel after less have been used to reach
 // the backend's plain HTTP side (CVE-2018-1002105; 0ang3el/websocket-smuggle). After anything else the connection is
-// closed, never used again, and nothing is followed: a redirect is a refusal like another.
+// closed and never used again. A redirect is not followed: it is a refusal like any other.
 //
-// What went wrong is one of three types, for the caller answers each differently:
+// An error has one of three types, because the caller answers each differently:
 //
 //	*DialError       no connection             502, or 504 if Timeout
 //	*HandshakeError  no usable answer          502, or 504 if Timeout
 //	*RefusedError    a whole answer, not 101   its own status
 //
-// With a context that was cancelled the first two match context.Canceled. No error quotes what the upstream sent, nor the
-// request: an upstream that answers with an echo of its input would otherwise put the client's token into the log.
+// If the context was cancelled, the first two match context.Canceled. No error quotes the request or what the upstream sent: an
+// upstream that echoes its input would otherwise put the client's token into the log.
 package upstream
 
 import (
@@ -68,9 +68,9 @@ type Upstream struct {
 	tls              *tls.Config
 	dialTimeout      time.Duration
 	handshakeTimeout time.Duration
-	bodyTimeout      time.Duration // refusalBodyTimeout, but in tests
+	bodyTimeout      time.Duration // refusalBodyTimeout, except in tests
 
-	// dialTCP is net.Dialer.DialContext, but in tests that need a dial to go wrong in a way of their own.
+	// dialTCP is net.Dialer.DialContext, except in tests that need a dial to fail in a certain way.
 	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -104,7 +104,7 @@ func New(c Config) (*Upstream, error) {
 	}, nil
 }
 
-// Request is the client half of a handshake: what is to be asked of the upstream.
+// Request is the client's half of a handshake.
 type Request struct {
 	// Path is the escaped path and Query the raw query, without "?", of the client's request. They are joined with the
 	// target's own and otherwise sent byte for byte; an empty path is "/".
@@ -113,10 +113,10 @@ type Request struct {
 	// Host is the client's Host, sent unless UPSTREAM_HOST is set. Empty: the target's own.
 	Host string
 
-	// Header is sent as it is, but for Host, Upgrade, Connection, Sec-WebSocket-Key and -Version, which are ours, and for
-	// hop-by-hop and framing fields, in whatever spelling, which are left out: they would give the handshake a body or
-	// another protocol. Sec-WebSocket-Protocol and -Extensions are the offer that the answer is held to. Taking out what
-	// Connection lists, and identity, is the caller's part.
+	// Header is sent as it is, with these exceptions. Host, Upgrade, Connection, Sec-WebSocket-Key and -Version are written by
+	// Connect. Hop-by-hop and framing fields, in whatever spelling, are left out, because they would give the handshake a body
+	// or another protocol. Sec-WebSocket-Protocol and -Extensions are the offer that the answer is checked against. The caller
+	// must take out the fields that Connection lists, and forged identities.
 	Header http.Header
 }
 
@@ -125,24 +125,24 @@ type Conn struct {
 	// Conn is a plain *net.TCPConn, or *tls.Conn for wss and https, without deadlines. The caller closes it.
 	net.Conn
 
-	// Early is what came behind the 101 with the same read, to be taken before anything read from Conn. It is a copy of
-	// exact size; nil if nothing came.
+	// Early holds the bytes that were read together with the 101. They come before anything that is read from Conn. It is a
+	// copy of exact size; nil if there are none.
 	Early []byte
 
 	// Header is that of the 101. Hop-by-hop fields are still in it.
 	Header http.Header
 
-	// Protocol is the subprotocol chosen, Extensions the extensions accepted, as on the wire. Both were offered; empty: none.
+	// Protocol is the subprotocol chosen, Extensions the extensions accepted, as on the wire. They were offered. Empty: none.
 	Protocol, Extensions string
 
-	// DialTime is what connecting took, name resolution and TLS included.
+	// DialTime is how long connecting took, with name resolution and TLS.
 	DialTime time.Duration
 }
 
 // Connect opens a connection for req. It ends early when ctx does. The error is a *DialError, *HandshakeError or
 // *RefusedError, or, for a Request that cannot be sent, a plain one; nothing stays open after it.
 func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
-	x := exchanges.Get().(*handshake)
+	x := handshakes.Get().(*handshake)
 	defer x.release()
 	if err := x.compose(u, req); err != nil {
 		return nil, fmt.Errorf("upstream request: %w", err)
@@ -169,18 +169,18 @@ func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *handshake) (
 	// A deadline in the past is what ends a blocked Read or Write when ctx does.
 	abort := func() { conn.SetDeadline(time.Unix(1, 0)) }
 	stop := context.AfterFunc(ctx, abort)
-	c, refusal, err := x.run(conn)
+	c, refusal, err := x.roundTrip(conn)
 	if refusal != nil {
 		if short := time.Now().Add(u.bodyTimeout); short.Before(deadline) {
 			conn.SetReadDeadline(short)
 			if ctx.Err() != nil {
-				abort() // the deadline just set may have come after the one that ended it
+				abort() // ctx may have ended in between, and the new deadline replaced abort's
 			}
 		}
-		err = x.refused(refusal)
+		err = x.readRefusal(refusal)
 	}
 	if !stop() {
-		// That deadline has been set or still will be, so even a connection with a good answer is of no use.
+		// abort has run or still will, so the connection is useless, even after a good answer.
 		return nil, &HandshakeError{Reason: reasonCancelled, Err: ctx.Err()}
 	}
 	if err != nil {

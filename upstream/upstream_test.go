@@ -155,7 +155,7 @@ func TestEachHandshakeHasItsOwnKey(t *testing.T) {
 	seen := make(map[string]bool)
 	u := newUpstream(t, Config{URL: "ws://h"})
 	for range 100 {
-		x := exchanges.Get().(*handshake)
+		x := handshakes.Get().(*handshake)
 		if err := x.compose(u, &Request{}); err != nil {
 			t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ func (c *Config) NewTickets() *ticket.Store[auth.Grant] {
 	if !c.Tickets {
 		return nil
 	}
-	return ticket.New[auth.Grant](ticket.Config{TTL: c.TicketTTL, Bind: c.TicketBindIP, Total: maxTickets, Each: maxTicketsEach})
+	return ticket.New[auth.Grant](ticket.Config{TTL: c.TicketTTL, BindAddress: c.TicketBindIP, Total: maxTickets, PerOwner: maxTicketsEach})
 }
 
 // issued is the answer to a request for a ticket.

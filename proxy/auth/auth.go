@@ -18,14 +18,14 @@
 //   - introspect asks an authorization server (RFC 7662).
 //   - forward shows the client's request, whatever token or cookie it has, to
 //     AUTH_URL, as nginx's auth_request and Traefik's forwardAuth do: 2xx
-//     accepts, 401 and 403 refuse. See [Credential.Via].
+//     accepts, 401 and 403 refuse. See [Credential.WithForwarded].
 //   - none lets everybody pass. Tokens are not looked for and not taken out,
 //     for they can only be meant for the upstream.
 //
 // An answer of endpoint and forward may name the client in X-Auth-Subject;
-// where nobody is named the subject is a pseudonym, fit for limits and logs
-// alone. An answer may limit how long it holds by Cache-Control: max-age or
-// Expires above zero; what has an exp holds until then at most.
+// where nobody is named the subject is a pseudonym, for limits and logs only.
+// An answer may limit how long it holds by Cache-Control: max-age or Expires
+// above zero. An exp limits it as well.
 //
 // # What stands before a verifier
 //
@@ -41,15 +41,15 @@
 //
 // # Places
 //
-// AUTH_TOKEN_FROM lists where a client may show its token. A place that holds
-// nothing, or an empty value, shows none; one token in several places is one
-// token; two different tokens anywhere are a conflict, since the upstream might
-// go by the one that nobody verified.
+// AUTH_TOKEN_FROM lists where a client may show its token. A place that is
+// absent or empty is skipped. The same token in several places is one token.
+// Two different tokens anywhere are a conflict, since the upstream might act on
+// the one that nobody verified.
 //
 //   - query:NAME is a query parameter. Its name is compared after
 //     percent-decoding, case-sensitively.
-//   - header:NAME is a header's whole value. Authorization is special: it shows
-//     a token as "Bearer <token>" alone, and other schemes are none of ours.
+//   - header:NAME is a header's whole value. Authorization is special: only
+//     "Bearer <token>" is a token there, and other schemes are left alone.
 //   - cookie:NAME is one cookie. Browsers send it from any site, so the caller
 //     must check the Origin (see [Config.UsesCookie]).
 //   - protocol:bearer is the pair "bearer, <token>" in Sec-WebSocket-Protocol,
@@ -59,9 +59,9 @@
 //
 // # Order of calls
 //
-// [Auth.Find] and [Auth.Verify] before anything is dialled; [Auth.Strip] and
-// [Auth.Clean] on the headers that go upstream; [Auth.Set] last, after whatever
-// else edits those headers. Every mode takes the same calls. [Auth.VerifyAgain]
+// [Auth.Find] and [Auth.Verify] before anything is dialled; [Auth.StripToken]
+// and [Auth.StripIdentity] on the headers that go upstream; [Auth.SetIdentity]
+// last, after whatever else edits those headers. Every mode takes the same calls. [Auth.VerifyAgain]
 // is for a session that is open.
 //
 // No error of this package contains a token, not even one that a broken
@@ -105,22 +105,22 @@ func New(c Config) (*Auth, error) {
 	if c.Exhausted == nil {
 		c.Exhausted = func(error) bool { return false }
 	}
-	mistakes := []error{a.findPlaces(&c), a.nameHeaders(&c), c.checkRanges(), c.checkGroups(), c.checkOtherModes()}
+	mistakes := []error{a.compilePlaces(&c), a.compileHeaders(&c), c.checkRanges(), c.checkGroups(), c.checkOtherModes()}
 	var err error
 	switch c.Mode {
 	case modeEndpoint, modeIntrospect, modeJWT:
 		if len(c.TokenFrom) == 0 {
 			err = mistake("AUTH_TOKEN_FROM", "", "leaves no place for a token; want at least one, as "+wantPlace)
 		}
-		mistakes = append(mistakes, err, a.choose(&c))
+		mistakes = append(mistakes, err, a.buildVerifier(&c))
 	case modeForward:
 		a.forwardsRequest = true
-		mistakes = append(mistakes, a.choose(&c))
+		mistakes = append(mistakes, a.buildVerifier(&c))
 	case modeNone:
 		a.places = nil
 	default:
 		wrong := mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none")
-		mistakes = append(mistakes[:3], wrong, c.forms()) // which settings are foreign nobody knows
+		mistakes = append(mistakes[:3], wrong, c.checkForms()) // without a mode, no setting belongs to another mode
 	}
 	if err := errors.Join(mistakes...); err != nil {
 		a.Close()
@@ -130,8 +130,8 @@ func New(c Config) (*Auth, error) {
 	return a, nil
 }
 
-// findPlaces compiles AUTH_TOKEN_FROM.
-func (a *Auth) findPlaces(c *Config) error {
+// compilePlaces compiles AUTH_TOKEN_FROM.
+func (a *Auth) compilePlaces(c *Config) error {
 	var mistakes []error
 	for i, entry := range c.TokenFrom {
 		p, err := parsePlace(entry)
@@ -147,8 +147,8 @@ func (a *Auth) findPlaces(c *Config) error {
 	return errors.Join(mistakes...)
 }
 
-// nameHeaders compiles AUTH_FORWARD and AUTH_COPY_HEADERS.
-func (a *Auth) nameHeaders(c *Config) error {
+// compileHeaders compiles AUTH_FORWARD and AUTH_COPY_HEADERS.
+func (a *Auth) compileHeaders(c *Config) error {
 	var mistakes []error
 	for _, entry := range c.Forward {
 		h, err := parseForward(entry)
@@ -176,8 +176,9 @@ func (a *Auth) nameHeaders(c *Config) error {
 	return errors.Join(mistakes...)
 }
 
-// choose makes the verifier of the mode, and what stands before it.
-func (a *Auth) choose(c *Config) error {
+// buildVerifier makes the verifier of the mode and wraps it in what stands
+// before it.
+func (a *Auth) buildVerifier(c *Config) error {
 	var v verifier
 	var err error
 	switch c.Mode {
@@ -287,13 +288,12 @@ func (a *Auth) subprotocolToken(r *http.Request) string {
 	return c.Token
 }
 
-// StripToken takes the credential out of what goes upstream: it returns rawQuery
-// without the token's parameters and edits h in place, where it removes only
-// what [Auth.Find] would take for a token. All else stays byte for byte; a
-// header of which nothing is left is deleted. Slices of h are replaced, never
-// written to, so h may be a shallow copy of the client's headers. With
-// AUTH_TOKEN_PASS, and in mode none, nothing is taken out but headers that
-// servers may take for the token's.
+// StripToken takes the credential out of what goes upstream. It returns rawQuery
+// without the token's parameters, and edits h in place, where it removes only
+// what [Auth.Find] would take for a token. All else stays byte for byte. A header
+// with nothing left is deleted. Slices of h are replaced, never written to, so h
+// may be a shallow copy of the client's headers. With AUTH_TOKEN_PASS it removes
+// only other spellings of the token's headers, and in mode none nothing.
 func (a *Auth) StripToken(rawQuery string, h http.Header) string {
 	if a.passToken {
 		for _, p := range a.places {
@@ -312,9 +312,10 @@ func (a *Auth) StripToken(rawQuery string, h http.Header) string {
 // Verify asks the verifier about c. Its errors are
 //
 //   - [*RefusedError]: the credential is not good;
-//   - [*DeniedError]: it is good, and not enough;
-//   - [*UnavailableError]: nobody could tell; not the client's doing;
-//   - [*MalformedError]: c.Token was not fit to be asked about;
+//   - [*DeniedError]: it is good, but does not allow this;
+//   - [*UnavailableError]: the verifier gave no usable answer, which is not
+//     the client's fault;
+//   - [*MalformedError]: c.Token has the wrong form, and nobody was asked;
 //   - one that wraps ctx's error, when ctx ended first.
 //
 // In mode none it returns the zero Decision.
@@ -327,9 +328,9 @@ func (a *Auth) Verify(ctx context.Context, c Credential) (Decision, error) {
 }
 
 // VerifyAgain is Verify for a client that was accepted and whose session is
-// open: no remembered answer is given, for the session lives by one already,
-// but the new one is remembered. In an outage that is an [*UnavailableError];
-// AUTH_STALE_TTL is then the session's to grant.
+// open. It never returns a cached answer, because the session may already rest
+// on that one, but it caches the new answer. In an outage it returns an
+// [*UnavailableError]: the caller then applies AUTH_STALE_TTL to the session.
 func (a *Auth) VerifyAgain(ctx context.Context, c Credential) (Decision, error) {
 	if a.cache == nil {
 		return a.Verify(ctx, c)
@@ -338,9 +339,9 @@ func (a *Auth) VerifyAgain(ctx context.Context, c Credential) (Decision, error) 
 	return a.withSubject(c, d, err)
 }
 
-// withSubject sees to it that an accepted client has a subject, which is not its
-// token: a service that names the user by the token would put the token into
-// every log line; such a name is ignored.
+// withSubject gives an accepted client a pseudonym if the verifier named nobody,
+// or named the client by its own token: as a subject, the token would stand in
+// every log line.
 func (a *Auth) withSubject(c Credential, d Decision, err error) (Decision, error) {
 	if err != nil {
 		return Decision{}, err

@@ -142,8 +142,8 @@ func TestTokenPass(t *testing.T) {
 	a := newFrom(t, Config{Mode: "endpoint", URL: "http://127.0.0.1:9/", Timeout: time.Second, TokenFrom: everyPlace, TokenPass: true})
 	r := upgrade("token=secret", "Authorization: Bearer secret", "X-Token: secret", "Cookie: session=secret",
 		"Sec-WebSocket-Protocol: bearer, secret", "Sec-WebSocket-Protocol: "+kubernetes)
-	if c, err := a.Find(r); c.Token != "secret" || c.Answer != "bearer" || err != nil {
-		t.Errorf("Find: %q, %q, %v", c.Token, c.Answer, err)
+	if c, err := a.Find(r); c.Token != "secret" || c.Subprotocol != "bearer" || err != nil {
+		t.Errorf("Find: %q, %q, %v", c.Token, c.Subprotocol, err)
 	}
 	before := r.Header.Clone()
 	r.Header.Set("X_Token", "of another") // which nobody has verified

@@ -24,8 +24,8 @@ const (
 // token, and must not shut out everybody else.
 type breaker struct {
 	verifier
-	circuit *gobreaker.CircuitBreaker[Decision]
-	last    atomic.Pointer[UnavailableError] // for the log
+	circuit     *gobreaker.CircuitBreaker[Decision]
+	lastFailure atomic.Pointer[UnavailableError] // for the log
 }
 
 // newBreaker returns a breaker that does not count what exhausted reports of a call.
@@ -37,7 +37,7 @@ func newBreaker(v verifier, exhausted func(error) bool, log *slog.Logger) *break
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			switch to {
 			case gobreaker.StateOpen:
-				log.Warn("the auth service does not answer and is not asked for a while", "pause", breakerPause, "error", b.last.Load())
+				log.Warn("the auth service does not answer and is not asked for a while", "pause", breakerPause, "error", b.lastFailure.Load())
 			case gobreaker.StateClosed:
 				log.Info("the auth service answers again")
 			}
@@ -46,8 +46,8 @@ func newBreaker(v verifier, exhausted func(error) bool, log *slog.Logger) *break
 			unavailable, ok := errors.AsType[*UnavailableError](err)
 			return !ok || unavailable.responded
 		},
-		// A client that went away says nothing about the service, nor does a
-		// token that was not fit to be asked about, nor what was lacking here.
+		// None of these says anything about the service: a client that went
+		// away, a malformed token, a shortage on this side.
 		IsExcluded: func(err error) bool {
 			_, unavailable := errors.AsType[*UnavailableError](err)
 			return err != nil && (!unavailable && !isRefusal(err) || exhausted(err))
@@ -60,14 +60,14 @@ func (b *breaker) verify(ctx context.Context, c Credential) (Decision, error) {
 	d, err := b.circuit.Execute(func() (Decision, error) {
 		d, err := b.verifier.verify(ctx, c)
 		if unavailable, ok := errors.AsType[*UnavailableError](err); ok {
-			b.last.Store(unavailable)
+			b.lastFailure.Store(unavailable)
 		}
 		return d, err
 	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return Decision{}, &UnavailableError{Cause: errGivenUp, RetryAfter: breakerPause}
+		return Decision{}, &UnavailableError{Cause: errBreakerOpen, RetryAfter: breakerPause}
 	}
 	return d, err
 }
 
-var errGivenUp = errors.New("it has not answered several times in turn and is left alone for a moment")
+var errBreakerOpen = errors.New("it has not answered several times in turn and is left alone for a moment")

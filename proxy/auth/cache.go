@@ -14,8 +14,7 @@ const (
 	// been given access must not be refused for long.
 	maxRefusalTTL = 5 * time.Second
 	// cacheSize bounds each table, in tokens; an entry takes some 500 bytes.
-	// Of more tokens than that, those not asked about for the longest are
-	// asked about again.
+	// The least recently used entry makes room for a new one.
 	cacheSize = 1 << 14
 )
 
@@ -69,7 +68,7 @@ func (c *cache) verify(ctx context.Context, cred Credential) (Decision, error) {
 	return d, err
 }
 
-// ask asks whatever is kept, and keeps the answer.
+// ask asks the verifier even if an answer is stored, and stores the new one.
 func (c *cache) ask(ctx context.Context, cred Credential) (Decision, error) {
 	key, asked := c.hash.sum(cred.Token), time.Now()
 	d, err := c.verifier.verify(ctx, cred)

@@ -71,15 +71,15 @@ func (c claims) GetAudience() (jwt.ClaimStrings, error) {
 	return audience, nil
 }
 
-// claimRules are what claims must say and what of them is kept.
+// claimRules say what claims must contain and which of them are kept.
 type claimRules struct {
 	require []requirement
 	keep    []string // names, for AUTH_FORWARD
 	groups  []string // names, for SESSION_GROUPS
 }
 
-// newClaimRules returns an error of one line for each mistake. Those of
-// AUTH_FORWARD are not its own.
+// newClaimRules returns an error of one line for each mistake. Mistakes in
+// AUTH_FORWARD are reported by [Auth.compileHeaders].
 func newClaimRules(c *Config) (claimRules, error) {
 	rules := claimRules{groups: c.GroupClaims}
 	var mistakes []error
@@ -95,7 +95,8 @@ func newClaimRules(c *Config) (claimRules, error) {
 	return rules, errors.Join(mistakes...)
 }
 
-// audience is AUTH_AUDIENCE, checked: no option when anyone's will do.
+// audience is AUTH_AUDIENCE, checked. It is no option if any audience is
+// accepted.
 func (c *Config) audience() ([]jwt.ParserOption, error) {
 	switch {
 	case len(c.Audience) == 0 || len(c.Audience) == 1 && c.Audience[0] == "*":
@@ -139,10 +140,10 @@ func (r *claimRules) decide(c claims) (Decision, error) {
 const maxClaimBytes = 4 << 10
 
 // headerValue returns a claim as the value of a header: strings, numbers and
-// booleans, and lists of them joined by commas. What would be read as something
-// else behind is not told at all, for half a truth about who may do what is
-// worse than none: an object, white space at the ends, a control character, and
-// in a list an element that has a comma itself.
+// booleans, and lists of them joined by commas. A claim that the upstream could
+// misread is left out whole, because an incomplete account of what a client may
+// do is worse than none: an object, white space at the ends, a control
+// character, and in a list an element that has a comma itself.
 func headerValue(claim any) (string, bool) {
 	list, isList := claim.([]any)
 	if !isList {
@@ -194,14 +195,14 @@ func parseRequirement(entry string) (requirement, error) {
 // some servers name it.
 func (r requirement) met(c claims) bool {
 	if r.claim != "" {
-		return has(c[r.claim], r.value, false)
+		return contains(c[r.claim], r.value, false)
 	}
-	return has(c["scope"], r.value, true) || has(c["scp"], r.value, true)
+	return contains(c["scope"], r.value, true) || contains(c["scp"], r.value, true)
 }
 
-// has reports whether claim is value or a list that contains it; with words, a
-// string is such a list too.
-func has(claim any, value string, words bool) bool {
+// contains reports whether claim is value or a list that contains it. With words,
+// a string is a list of words too.
+func contains(claim any, value string, words bool) bool {
 	if list, ok := claim.([]any); ok {
 		return slices.ContainsFunc(list, func(element any) bool {
 			text, ok := scalar(element)
@@ -278,7 +279,7 @@ func checkMembers(d *json.Decoder, depth int) error {
 			return err
 		}
 	}
-	return closing(d)
+	return readEnd(d)
 }
 
 func checkValue(d *json.Decoder, depth int) error {
@@ -298,13 +299,13 @@ func checkValue(d *json.Decoder, depth int) error {
 				return err
 			}
 		}
-		return closing(d)
+		return readEnd(d)
 	}
 	return nil
 }
 
-// closing reads the brace or bracket at the end.
-func closing(d *json.Decoder) error {
+// readEnd reads the closing brace or bracket.
+func readEnd(d *json.Decoder) error {
 	if _, err := d.Token(); err != nil {
 		return errNoObject
 	}

@@ -24,7 +24,7 @@ const (
 	// are in flight in a reconnect storm, few enough for a small service.
 	maxIdle = 64
 	// idleTimeout is below the 60 s after which common load balancers close idle
-	// connections, so that it is us who close. Where a service closes sooner,
+	// connections, so that this side closes them. If a service closes sooner,
 	// net/http asks again on a new connection.
 	idleTimeout = 55 * time.Second
 )
@@ -34,7 +34,7 @@ type client struct {
 	url       *url.URL
 	header    http.Header // of every call
 	timeout   time.Duration
-	maxBody   int64 // of a 200; 0: its status says it all
+	maxBody   int64 // of a 200; 0: only the status is read
 	transport *http.Transport
 
 	groupHeaders []string // canonical; of an answer that accepts
@@ -253,8 +253,8 @@ type answer struct {
 	body   []byte // of a 200, at most maxBody bytes
 }
 
-// get returns a request for [client.call]. Its header is every call's, not to
-// be written to.
+// get returns a request for [client.call]. All calls share its header, which is
+// not to be written to.
 func (c *client) get() *http.Request {
 	u := *c.url
 	return &http.Request{Method: http.MethodGet, URL: &u, Host: u.Host, Header: c.header}
@@ -291,8 +291,8 @@ func (c *client) call(ctx context.Context, r *http.Request) (answer, error) {
 	case bounded.Err() != nil:
 		return answer{}, &UnavailableError{Cause: fmt.Errorf("no answer in %v: %w", c.timeout, bounded.Err())}
 	}
-	if unusable, ok := errors.AsType[*UnavailableError](err); ok {
-		return answer{}, unusable
+	if unavailable, ok := errors.AsType[*UnavailableError](err); ok {
+		return answer{}, unavailable
 	}
 	return answer{}, &UnavailableError{Cause: redact(err)}
 }
@@ -324,12 +324,13 @@ func (c *client) roundTrip(r *http.Request) (answer, error) {
 // error pages of common servers.
 const maxDrained = 4 << 10
 
-// badResponse is the error for an answer that came and says nothing.
+// badResponse is the error for an answer that came but cannot be used.
 func badResponse(format string, args ...any) error {
 	return &UnavailableError{Cause: fmt.Errorf(format, args...), responded: true}
 }
 
-// unavailable is the error for an answer whose status is neither yes nor no.
+// unavailable is the error for an answer whose status neither accepts nor
+// refuses.
 func (a answer) unavailable() error {
 	e := &UnavailableError{Cause: fmt.Errorf("status %d", a.status), responded: true}
 	switch a.status {
@@ -341,18 +342,18 @@ func (a answer) unavailable() error {
 	return e
 }
 
-// maxRetryAfter bounds how long a client is sent away at the word of a service
-// that may be up again sooner than it thinks.
+// maxRetryAfter bounds the Retry-After that is taken from a service, which may
+// recover sooner than it expects.
 const maxRetryAfter = time.Minute
 
-// subjectKey is the header in which an answer may name the client.
-const subjectKey = "X-Auth-Subject"
+// subjectHeader is the header in which an answer may name the client.
+const subjectHeader = "X-Auth-Subject"
 
 // accept returns the decision of an answer that accepts. If the answer names more
 // than one subject, or one that cannot be used, it is unusable.
 func (c *client) accept(a answer) (Decision, error) {
 	d := Decision{Groups: c.groupsOf(a), Until: holdsUntil(a.header, a.asked), noStore: !storable(a.header, a.asked)}
-	switch values := a.header[subjectKey]; len(values) {
+	switch values := a.header[subjectHeader]; len(values) {
 	case 0:
 	case 1:
 		d.Subject = values[0]

@@ -69,9 +69,9 @@ type Config struct {
 	// StaleTTL is how long after that an answer that accepted still admits
 	// while the verifier is unavailable. Zero: not at all.
 	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward"`
-	// Recheck is how often an open session is asked about again at least, by
-	// whoever holds it, with [Auth.VerifyAgain]. Zero: only when its answer is
-	// about to hold no longer.
+	// Recheck is the longest time between two checks of an open session, which
+	// its holder makes with [Auth.VerifyAgain]. Zero: it is checked only when its
+	// answer is about to expire.
 	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX"`
 	// MaxInflight bounds the calls in flight; further ones wait for up to
 	// Timeout. Zero: the default.
@@ -90,8 +90,8 @@ type Config struct {
 	// and are deleted from every client request. Empty: none.
 	CopyHeaders []string `env:"AUTH_COPY_HEADERS" modes:"forward"`
 
-	// GroupClaims and GroupHeaders are the claims, and the headers of an answer, that are kept as [Decision.Groups]. Where
-	// the mode has no such thing it is a mistake, of SESSION_GROUPS.
+	// GroupClaims and GroupHeaders are the claims, and the headers of an answer, that are kept as [Decision.Groups]. In
+	// a mode that has none of them they are a mistake, reported under SESSION_GROUPS.
 	GroupClaims  []string `env:"-"`
 	GroupHeaders []string `env:"-"`
 
@@ -102,11 +102,11 @@ type Config struct {
 
 	// Observe is told how long each call of the verifier took, or each check of
 	// a JWT, and with which error of [Auth.Verify] it ended. An answer from the
-	// cache, or of a call that is shared, is no call. Nil: nobody is.
+	// cache or from a shared call does not count. Nil: nobody is told.
 	Observe func(took time.Duration, err error) `env:"-"`
 
 	// Logger is told when the keys cannot be fetched and when the verifier is
-	// given up for a while, and when either is over. Nil: nobody is.
+	// given up for a while, and when either is over. Nil: nobody is told.
 	Logger *slog.Logger `env:"-"`
 }
 
@@ -157,10 +157,11 @@ func (c *Config) checkOtherModes() error {
 	return errors.Join(mistakes...)
 }
 
-// forms returns a mistake for each setting that is wrong in every mode that has
-// it, for where AUTH_MODE names none: they are told with that one, not after it.
-func (c *Config) forms() error {
-	mistakes := []error{c.checkQuestion(), c.checkIssuer()}
+// checkForms returns a mistake for each setting that is wrong in every mode that
+// has it. It is for an AUTH_MODE that is no mode, so that one start reports these
+// mistakes together with that one.
+func (c *Config) checkForms() error {
+	mistakes := []error{c.checkAcceptAndMethod(), c.checkIssuer()}
 	for _, s := range []struct{ name, url string }{{"AUTH_URL", c.URL}, {"AUTH_JWKS_URL", c.JWKSURL}} {
 		if s.url != "" {
 			_, err := parseURL(s.name, s.url)

@@ -18,10 +18,10 @@ const MaxTokenBytes = 8192
 type Credential struct {
 	// Token is 1 to [MaxTokenBytes] bytes of visible ASCII.
 	Token string
-	// Answer is the subprotocol that the 101 must name when the upstream names
-	// none, because a browser that offered protocols fails the handshake when
-	// none is chosen. Empty: none. It is never the token.
-	Answer string
+	// Subprotocol is what the 101 must name when the upstream names none,
+	// because a browser that offered protocols fails the handshake when none is
+	// chosen. Empty: none. It is never the token.
+	Subprotocol string
 
 	head *requestHead // what mode forward shows; nil in the others
 }
@@ -54,7 +54,8 @@ var (
 	ErrConflict = errors.New("two different credentials")
 )
 
-// MalformedError says that a credential cannot be one, so that nobody was asked.
+// MalformedError says that a credential has the wrong form, so that nobody was
+// asked about it.
 type MalformedError struct {
 	// Request says that the request around the credential breaks the rules
 	// too. The client gets 400, otherwise 401.
@@ -91,9 +92,9 @@ func CheckToken(token string) error {
 	return nil
 }
 
-// with returns c with a token that was found added to it. An empty one changes
-// nothing: forms and log-outs leave empty parameters and cookies behind.
-func (c Credential) with(token string) (Credential, error) {
+// withToken returns c with a token that was found added to it. An empty token
+// changes nothing: forms and log-outs leave empty parameters and cookies behind.
+func (c Credential) withToken(token string) (Credential, error) {
 	if token == "" {
 		return c, nil
 	}

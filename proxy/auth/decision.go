@@ -33,7 +33,8 @@ type Decision struct {
 	Claims map[string]string
 	// Headers are those of the answer that AUTH_COPY_HEADERS sends upstream.
 	Headers http.Header
-	// Groups are the values of what [Config.GroupClaims] and [Config.GroupHeaders] name, by claim:NAME and auth:HEADER.
+	// Groups are the values of the claims in [Config.GroupClaims] and of the headers in [Config.GroupHeaders], by claim:NAME
+	// and auth:HEADER.
 	Groups map[string][]string
 	// Until is when the decision stops holding. Zero: open-ended. It may have
 	// passed already, when a cache handed out a stale answer.
@@ -49,8 +50,8 @@ type Decision struct {
 	noStore bool // the answer is not to be remembered
 }
 
-// RefusedError says that the verifier knows the credential and will not have
-// it, or does not know it. The client gets 401.
+// RefusedError says that the verifier rejects the credential or does not know it.
+// The client gets 401.
 type RefusedError struct {
 	Cause error // what was answered, for the log; never nil
 	// Challenge are the values of WWW-Authenticate with which the verifier
@@ -75,27 +76,27 @@ type DeniedError struct {
 func (e *DeniedError) Error() string { return "access denied: " + e.Cause.Error() }
 func (e *DeniedError) Unwrap() error { return e.Cause }
 
-// UnavailableError says that the verifier gave no usable answer: an operator
-// must look, and the client may come back. The client gets 503.
+// UnavailableError says that the verifier gave no usable answer. The client gets
+// 503 and may come back; the operator must find out why.
 type UnavailableError struct {
 	Cause error // for the log; never nil; wraps context.DeadlineExceeded after AUTH_TIMEOUT
 	// RetryAfter is when asking again may help. Zero: not known.
 	RetryAfter time.Duration
 
-	responded bool // somebody answered, if only nonsense
+	responded bool // an answer came, even if it was nonsense
 }
 
 func (e *UnavailableError) Error() string { return "ask the verifier: " + e.Cause.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Cause }
 
-// isRefusal reports whether err is a refusal, which is an answer of the verifier's.
+// isRefusal reports whether err is a refusal by the verifier, and so an answer.
 func isRefusal(err error) bool {
 	_, refused := errors.AsType[*RefusedError](err)
 	_, denied := errors.AsType[*DeniedError](err)
 	return refused || denied
 }
 
-// earlier returns the earlier of two times, of which zero is never.
+// earlier returns the earlier of two times. The zero time means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b

@@ -25,8 +25,8 @@ type endpoint struct {
 	hint     sync.Once // that AUTH_ACCEPT may be meant to be 2xx
 }
 
-// checkQuestion checks AUTH_ACCEPT and AUTH_METHOD.
-func (c *Config) checkQuestion() error {
+// checkAcceptAndMethod checks AUTH_ACCEPT and AUTH_METHOD.
+func (c *Config) checkAcceptAndMethod() error {
 	var acceptErr, methodErr error
 	switch c.Accept {
 	case "", "one", "2xx":
@@ -44,7 +44,7 @@ func (c *Config) checkQuestion() error {
 // newEndpoint returns an error of one line for each mistake.
 func newEndpoint(c *Config) (*endpoint, error) {
 	caller, err := newClient(c)
-	if err := errors.Join(err, c.checkQuestion()); err != nil {
+	if err := errors.Join(err, c.checkAcceptAndMethod()); err != nil {
 		return nil, err
 	}
 	e := &endpoint{client: caller, byPost: c.Method == http.MethodPost, byStatus: c.Accept == "2xx", log: c.Logger}

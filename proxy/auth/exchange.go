@@ -4,11 +4,11 @@ import "net/http"
 
 // A gate may let a client exchange its token for something else: for a ticket
 // that opens a session, or for more time in one. The functions of this file find
-// what such exchanges go by. AUTH_TOKEN_FROM does not concern them.
+// the credential of such an exchange. AUTH_TOKEN_FROM does not apply to them.
 
-// ByToken reports whether the verifier goes by the token alone, so that its
-// answer holds for every request that the client makes with it. Not so in mode
-// forward, whose answer holds for the one request that was shown, nor in none.
+// ByToken reports whether the verifier judges the token alone, so that its answer
+// holds for every request that the client makes with it. It does not in mode
+// forward, whose answer holds for one request only, nor in mode none.
 func (c *Config) ByToken() bool { return c.Mode != modeNone && c.Mode != modeForward }
 
 // Bearer returns the token that r shows as Authorization: Bearer. Its errors

@@ -33,7 +33,7 @@ func newForward(c *Config, copied []string) (*forward, error) {
 // requestHead is the head of a client's request as far as the verifier is shown it.
 type requestHead struct {
 	method, uri string
-	header      http.Header // end to end, nothing of which the gate knows better
+	header      http.Header // end-to-end headers only, and none that the gate sets itself
 	forwarded   Forwarded
 }
 
@@ -44,14 +44,14 @@ type Forwarded struct {
 	For    string // X-Forwarded-For: the client first, then the trusted proxies that it came through
 }
 
-// WithForwarded returns c with r shown in place of what the request itself says: its
-// peer, which may be a trusted proxy, and its Host. Modes other than forward
-// show none of it.
-func (c Credential) WithForwarded(r Forwarded) Credential {
+// WithForwarded returns c with f in place of what the request itself says: its
+// peer, which may be a trusted proxy, and its Host. It matters in mode forward
+// only.
+func (c Credential) WithForwarded(f Forwarded) Credential {
 	if c.head != nil {
-		s := *c.head
-		s.forwarded = r
-		c.head = &s
+		head := *c.head
+		head.forwarded = f
+		c.head = &head
 	}
 	return c
 }
@@ -88,9 +88,9 @@ func copyHead(r *http.Request, token string) *requestHead {
 	return s
 }
 
-// withheld reports whether a client's header is kept from the verifier: all that
-// is not simply the client's word, in every spelling that a server may take for
-// it, and what describes a body, for the call has none.
+// withheld reports whether a client's header is kept from the verifier. That is
+// every header that is not end-to-end, in every spelling that a server may take
+// for it, and those that describe a body, because the call has none.
 func withheld(name string) bool {
 	switch header.Fold(name) {
 	case "Content-Type", "Content-Encoding", "Content-Range", "Host":
@@ -133,14 +133,14 @@ func (f *forward) verify(ctx context.Context, c Credential) (Decision, error) {
 	return d, nil
 }
 
-// request asks about s. The URI goes with its query, token and all, for it is
-// the verifier that reads it.
+// request asks about s. The URI keeps its query, the token included, because the
+// verifier is to read it.
 func (f *forward) request(s *requestHead) *http.Request {
 	r := f.get()
 	r.Header = maps.Clone(f.header)
 	maps.Copy(r.Header, s.header)
 	if s.header["User-Agent"] == nil {
-		r.Header["User-Agent"] = nil // not ours in its place: the verifier may go by it
+		r.Header["User-Agent"] = nil // not ours in its place: the verifier may decide by it
 	}
 	for name, value := range map[string]string{
 		"X-Forwarded-Method": s.method,
@@ -165,8 +165,8 @@ const (
 	maxChallengeBytes = 1 << 10
 )
 
-// challenge returns what of the answer's WWW-Authenticate may go back to the
-// client: short and of ASCII, as RFC 9110 section 5.5 wants new headers.
+// challenge returns those values of the answer's WWW-Authenticate that may go back
+// to the client: short ones of ASCII, as RFC 9110 section 5.5 wants new headers.
 func (a answer) challenge() []string {
 	values := slices.DeleteFunc(slices.Clone(a.header["Www-Authenticate"]), func(v string) bool {
 		return v == "" || len(v) > maxChallengeBytes || strings.ContainsFunc(v, func(c rune) bool { return c < ' ' || c > '~' })

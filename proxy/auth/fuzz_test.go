@@ -95,18 +95,18 @@ func FuzzProtocol(f *testing.F) {
 	}
 	a := newAuth(f, "protocol:base64url.bearer.authorization.k8s.io", "protocol:bearer")
 	f.Fuzz(func(t *testing.T, one, two string) {
-		h := http.Header{protocolKey: {one, two}}
+		h := http.Header{protocolHeader: {one, two}}
 		c, err := a.Find(&http.Request{URL: &url.URL{}, Header: h})
 		checkFound(t, c, err)
-		if c.Answer != "" && !slices.Contains(slices.Collect(offered(h)), c.Answer) {
-			t.Errorf("the answer %q was not offered", c.Answer)
+		if c.Subprotocol != "" && !slices.Contains(slices.Collect(offered(h)), c.Subprotocol) {
+			t.Errorf("the answer %q was not offered", c.Subprotocol)
 		}
 		// What is left was offered, and in that order.
 		all := slices.Collect(offered(h))
 		for entry := range offered(strip(t, a, h)) {
 			i := slices.Index(all, entry)
 			if i < 0 {
-				t.Fatalf("%q was not offered there in %q", entry, h[protocolKey])
+				t.Fatalf("%q was not offered there in %q", entry, h[protocolHeader])
 			}
 			all = all[i+1:]
 		}

@@ -9,7 +9,7 @@ type Grant struct {
 	Decision
 }
 
-// Clone returns a copy that holds nothing of the request from which g was read, whose memory would be kept with it.
+// Clone returns a copy that does not keep the memory of the request from which g was read.
 func (g Grant) Clone() Grant {
 	g.Token = strings.Clone(g.Token)
 	g.Subject = strings.Clone(g.Subject)

@@ -29,8 +29,8 @@ func (c *Config) checkGroups() error {
 	return errors.Join(mistakes...)
 }
 
-// groups are the values of the claims of those names: each a string or a list. One that is anything else, or has such an
-// element, gives none, for half a truth about who may hear what is worse than none.
+// groups returns the values of the named claims, each a scalar or a list of scalars. A claim that is or contains anything else
+// is left out whole, because an incomplete account of who may hear what is worse than none.
 func (c claims) groups(names []string) map[string][]string {
 	var found map[string][]string
 	for _, name := range names {
@@ -61,7 +61,7 @@ func texts(claim any) []string {
 	return values
 }
 
-// groupsOf are the values of an answer's headers that SESSION_GROUPS names: lists, by comma.
+// groupsOf returns the values of the headers that SESSION_GROUPS names: lists, divided by commas.
 func (c *client) groupsOf(a answer) map[string][]string {
 	var found map[string][]string
 	for _, name := range c.groupHeaders {

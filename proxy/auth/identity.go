@@ -101,11 +101,11 @@ func checkSubject(s string) error {
 	return nil
 }
 
-// fitsHeader reports whether s reaches a server as it is when it is the value
-// of a header, and whoever reads a log as what it is. Control characters and the
-// line separators of Unicode break headers and logs, controls of the writing
-// direction make a name look like another (CVE-2021-42574), and white space at
-// the ends is trimmed on the way, which would make one user of two.
+// fitsHeader reports whether s arrives unchanged as the value of a header, and
+// cannot be mistaken for another text in a log. Control characters and the line
+// separators of Unicode break headers and logs. Bidirectional controls make one
+// name look like another (CVE-2021-42574). White space at the ends is trimmed on
+// the way, which would make one user of two.
 func fitsHeader(s string) bool {
 	return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(c rune) bool {
 		return unicode.IsControl(c) || unicode.In(c, unicode.Bidi_Control, unicode.Zl, unicode.Zp)

@@ -14,8 +14,8 @@ type inflight struct {
 	timeout time.Duration
 }
 
-func newInflight(v verifier, most int, timeout time.Duration) *inflight {
-	return &inflight{v, make(chan struct{}, most), timeout}
+func newInflight(v verifier, limit int, timeout time.Duration) *inflight {
+	return &inflight{v, make(chan struct{}, limit), timeout}
 }
 
 func (i *inflight) verify(ctx context.Context, c Credential) (Decision, error) {
@@ -32,14 +32,14 @@ func (i *inflight) verify(ctx context.Context, c Credential) (Decision, error) {
 
 // wait takes a slot once there is one.
 func (i *inflight) wait(ctx context.Context) error {
-	turn := time.NewTimer(i.timeout)
-	defer turn.Stop()
+	timer := time.NewTimer(i.timeout)
+	defer timer.Stop()
 	select {
 	case i.slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return aborted(ctx)
-	case <-turn.C:
+	case <-timer.C:
 		return &UnavailableError{
 			Cause:      fmt.Errorf("AUTH_MAX_INFLIGHT: %d calls in flight, and none ended in %v", cap(i.slots), i.timeout),
 			RetryAfter: i.timeout,

@@ -44,12 +44,12 @@ func (i *introspection) verify(ctx context.Context, c Credential) (Decision, err
 		return Decision{}, err
 	}
 	d, err := i.decide(a)
-	forbidden := !storable(a.header, a.asked)
+	noStore := !storable(a.header, a.asked)
 	if refused, ok := errors.AsType[*RefusedError](err); ok {
-		refused.noStore = forbidden
+		refused.noStore = noStore
 	}
 	if denied, ok := errors.AsType[*DeniedError](err); ok {
-		denied.noStore = forbidden
+		denied.noStore = noStore
 	}
 	if err != nil {
 		return Decision{}, err
@@ -59,7 +59,7 @@ func (i *introspection) verify(ctx context.Context, c Credential) (Decision, err
 	} else {
 		maps.Copy(d.Groups, groups)
 	}
-	d.Until, d.noStore = earlier(d.Expires, holdsUntil(a.header, a.asked)), forbidden
+	d.Until, d.noStore = earlier(d.Expires, holdsUntil(a.header, a.asked)), noStore
 	return d, nil
 }
 

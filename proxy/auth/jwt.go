@@ -21,10 +21,9 @@ import (
 )
 
 // A jwtVerifier verifies JSON Web Tokens by their signature (RFC 7519, and the
-// advice of RFC 8725). That a key comes along in a token's header, as jku, x5u,
-// jwk or x5c, is of no interest: a token does not choose who is believed. An
-// extension that crit demands is one that we do not know (RFC 7515 section
-// 4.1.11), so such a token is refused.
+// advice of RFC 8725). It ignores keys in a token's header (jku, x5u, jwk, x5c): a
+// token must not choose who is believed. It refuses a token with crit, which
+// demands an extension, because it knows none (RFC 7515 section 4.1.11).
 type jwtVerifier struct {
 	parser *jwt.Parser
 	keys   keySource
@@ -34,9 +33,9 @@ type jwtVerifier struct {
 
 // A keySource knows the key of a token's signature.
 type keySource interface {
-	// key returns the key, or several as a [jwt.VerificationKeySet], by the
-	// token's header, of which the algorithm has been checked. Its errors are
-	// those of [Auth.Verify].
+	// key returns the key that the token's header asks for, or several as a
+	// [jwt.VerificationKeySet]. The header's algorithm has been checked. The
+	// errors are those of [Auth.Verify].
 	key(ctx context.Context, t *jwt.Token) (any, error)
 	close()
 }
@@ -56,8 +55,8 @@ func (c *Config) usesDiscovery() bool {
 // fetchesKeys reports whether the keys are fetched.
 func (c *Config) fetchesKeys() bool { return c.JWKSURL != "" || c.usesDiscovery() }
 
-// checkSource returns a mistake for each setting that does not go with where
-// the keys are.
+// checkSource returns a mistake for each setting that does not fit the source of
+// the keys.
 func (c *Config) checkSource() error {
 	var mistakes []error
 	note := func(name, value, wrong string) { mistakes = append(mistakes, mistake(name, value, wrong)) }
@@ -93,7 +92,7 @@ func (c *Config) checkIssuer() error {
 	return mistake("AUTH_ISSUER", maskURL(c.Issuer), "is where the issuer's document is; want the issuer, as in iss, without /.well-known/…")
 }
 
-// keyTransport is what keys are fetched by; nil when they are not.
+// keyTransport is the transport that fetches keys; nil when none are fetched.
 func (c *Config) keyTransport() (*http.Transport, error) {
 	if !c.fetchesKeys() {
 		return nil, nil
@@ -110,25 +109,25 @@ func (c *Config) keyTransport() (*http.Transport, error) {
 // newJWT returns an error of one line for each mistake. The keys of a URL are
 // fetched from here on, in the background.
 func newJWT(c *Config) (*jwtVerifier, error) {
-	key, kinds, keyErr := c.signingKey()
+	key, keyAlgorithms, keyErr := c.signingKey()
 	audience, audienceErr := c.audience()
 	rules, rulesErr := newClaimRules(c)
 	transport, transportErr := c.keyTransport()
-	err := errors.Join(c.checkSource(), keyErr, c.checkAlgorithms(kinds), audienceErr, rulesErr, transportErr)
+	err := errors.Join(c.checkSource(), keyErr, c.checkAlgorithms(keyAlgorithms), audienceErr, rulesErr, transportErr)
 	if err != nil {
 		return nil, err
 	}
 
-	algorithms := c.JWTAlgorithms
-	if len(algorithms) == 0 {
-		algorithms = kinds.defaults
+	methods := c.JWTAlgorithms
+	if len(methods) == 0 {
+		methods = keyAlgorithms.defaults
 	}
 	options := append(audience, // [jwt.WithAudience] or nothing
-		jwt.WithValidMethods(algorithms),
+		jwt.WithValidMethods(methods),
 		jwt.WithExpirationRequired(),
 		jwt.WithLeeway(c.JWTLeeway),
 		jwt.WithJSONNumber(),
-		jwt.WithStrictDecoding(), // else one token has several texts
+		jwt.WithStrictDecoding(), // otherwise several texts are the same token
 	)
 	if c.Issuer != "" {
 		options = append(options, jwt.WithIssuer(c.Issuer))
@@ -150,8 +149,8 @@ var (
 	hmacAlgorithms   = algorithms{[]string{"HS256", "HS384", "HS512"}, []string{"HS256"}}
 	rsaAlgorithms    = algorithms{[]string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, []string{"RS256"}}
 	ed25519Algorithm = algorithms{[]string{"EdDSA"}, []string{"EdDSA"}}
-	// publicAlgorithms are those of keys that anyone may know. HS256 is not among
-	// them: its key can sign.
+	// publicAlgorithms are those that are verified with a public key. HS256 is
+	// not among them: whoever can verify with its key can sign with it.
 	publicAlgorithms = algorithms{
 		slices.Concat(rsaAlgorithms.allowed, []string{"ES256", "ES384", "ES512", "EdDSA"}),
 		[]string{"RS256", "ES256", "EdDSA"},
@@ -170,9 +169,9 @@ func (c *Config) signingKey() (any, algorithms, error) {
 	return nil, publicAlgorithms, nil
 }
 
-// checkSecret demands a secret as long as the hash (RFC 7518 section 3.2): from
-// one token, shorter ones can be found by trying. A public key is known to
-// everybody, who could then sign (RFC 8725 section 2.1).
+// checkSecret demands a secret as long as the hash (RFC 7518 section 3.2): whoever
+// has one token can find a shorter secret by trying. It refuses a public key,
+// which everybody knows and could then sign with (RFC 8725 section 2.1).
 func (c *Config) checkSecret() error {
 	if strings.HasPrefix(strings.TrimSpace(c.JWTSecret), "-----BEGIN") {
 		return mistake("AUTH_JWT_SECRET", "***", "is a PEM text, and so a key or a certificate, with which everybody who knows it could sign; want a random secret, or AUTH_JWT_KEY_FILE for a public key")
@@ -230,8 +229,8 @@ func readPublicKey(file string) (any, algorithms, error) {
 	return key, fits, nil
 }
 
-// algorithmsFor returns the algorithms of a public key, and whether it is one to rely
-// on.
+// algorithmsFor returns the algorithms of a public key, and whether the key is of a
+// known kind and long enough.
 func algorithmsFor(key any) (algorithms, bool) {
 	switch key := key.(type) {
 	case *rsa.PublicKey:
@@ -249,11 +248,11 @@ func algorithmsFor(key any) (algorithms, bool) {
 }
 
 // checkAlgorithms checks AUTH_JWT_ALGORITHMS against the key.
-func (c *Config) checkAlgorithms(kinds algorithms) error {
+func (c *Config) checkAlgorithms(keyAlgorithms algorithms) error {
 	var mistakes []error
 	for _, name := range c.JWTAlgorithms {
-		if !slices.Contains(kinds.allowed, name) {
-			mistakes = append(mistakes, mistake("AUTH_JWT_ALGORITHMS", name, "does not fit the key; want "+strings.Join(kinds.allowed, ", ")))
+		if !slices.Contains(keyAlgorithms.allowed, name) {
+			mistakes = append(mistakes, mistake("AUTH_JWT_ALGORITHMS", name, "does not fit the key; want "+strings.Join(keyAlgorithms.allowed, ", ")))
 		}
 	}
 	return errors.Join(mistakes...)
@@ -263,8 +262,8 @@ func (v *jwtVerifier) close() { v.keys.close() }
 
 // ready says why no token can be verified yet.
 func (v *jwtVerifier) ready() error {
-	if remote, ok := v.keys.(*remoteKeys); ok && remote.known.Load() == nil {
-		return remote.missing()
+	if remote, ok := v.keys.(*remoteKeys); ok && remote.keyfunc.Load() == nil {
+		return remote.notFetched()
 	}
 	return nil
 }

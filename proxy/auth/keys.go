@@ -46,13 +46,13 @@ var (
 type remoteKeys struct {
 	jwksURL string // "": issuer's discovery document names it
 	issuer  string
-	source  string // the setting that says where they are, and what it says
+	source  string // the setting that says where they are, and its value
 	client  *http.Client
 	timeout time.Duration
 	log     *slog.Logger
 
 	store        *keyStore
-	known        atomic.Pointer[keyfunc.Keyfunc] // nil until the first fetch
+	keyfunc      atomic.Pointer[keyfunc.Keyfunc] // nil until the first fetch
 	refetchLimit *rate.Limiter
 	refresh      singleflight.Group
 
@@ -101,7 +101,7 @@ func (k *remoteKeys) fetchFirst() {
 		if err == nil {
 			return
 		}
-		k.store.fail(err)
+		k.store.recordFailure(err)
 		select {
 		case <-time.After(wait):
 		case <-k.ctx.Done():
@@ -110,25 +110,25 @@ func (k *remoteKeys) fetchFirst() {
 	}
 }
 
-// fetch makes the keys known, once it has them.
+// fetch tries once, and publishes the keys when it has them.
 func (k *remoteKeys) fetch() (err error) {
 	// The library refreshes in the background from before its first try, so
-	// each try has a life of its own.
+	// each try has a context of its own.
 	ctx, stop := context.WithCancel(k.ctx)
 	defer func() {
 		if err != nil {
 			stop()
 		}
 	}()
-	known, err := k.open(ctx)
+	keys, err := k.load(ctx)
 	if err == nil {
-		k.known.Store(&known)
+		k.keyfunc.Store(&keys)
 	}
 	return err
 }
 
-// open fetches the keys once; on success they are kept fresh while life lasts.
-func (k *remoteKeys) open(ctx context.Context) (keyfunc.Keyfunc, error) {
+// load fetches the keys once. On success they are refreshed until ctx ends.
+func (k *remoteKeys) load(ctx context.Context) (keyfunc.Keyfunc, error) {
 	location := k.jwksURL
 	if location == "" {
 		var err error
@@ -140,11 +140,10 @@ func (k *remoteKeys) open(ctx context.Context) (keyfunc.Keyfunc, error) {
 		Client:              k.client,
 		Ctx:                 ctx,
 		HTTPTimeout:         k.timeout,
-		RefreshErrorHandler: func(_ context.Context, err error) { k.store.fail(err) },
+		RefreshErrorHandler: func(_ context.Context, err error) { k.store.recordFailure(err) },
 		RefreshInterval:     refreshInterval,
 		Storage:             k.store,
-		// One odd key must not take the others down; keyStore has its own idea
-		// of which are fit.
+		// One odd key must not take the others down; keyStore checks each.
 		ValidateOptions: jwkset.JWKValidateOptions{SkipAll: true},
 	})
 	if err != nil {
@@ -199,32 +198,32 @@ func (k *remoteKeys) discover(ctx context.Context) (string, error) {
 	return document.JWKSURI, nil
 }
 
-// key returns the key that t's kid names, or all of them where it names none.
+// key returns the key that t's kid names, or all keys if it names none.
 func (k *remoteKeys) key(ctx context.Context, t *jwt.Token) (any, error) {
-	known := k.known.Load()
-	if known == nil {
-		return nil, &UnavailableError{Cause: k.missing(), RetryAfter: firstRetry}
+	keys := k.keyfunc.Load()
+	if keys == nil {
+		return nil, &UnavailableError{Cause: k.notFetched(), RetryAfter: firstRetry}
 	}
 	if kid, ok := t.Header["kid"].(string); ok && !k.store.has(kid) {
-		if err := k.refetchFor(ctx, *known, kid); err != nil {
+		if err := k.refetchFor(ctx, *keys, kid); err != nil {
 			return nil, err
 		}
 	}
-	return (*known).KeyfuncCtx(ctx)(t)
+	return (*keys).KeyfuncCtx(ctx)(t)
 }
 
-// missing is why nobody is let in before the first fetch.
-func (k *remoteKeys) missing() error {
-	return fmt.Errorf("%s: the keys are not fetched yet: %w", k.source, k.store.failure())
+// notFetched is the error before the first fetch.
+func (k *remoteKeys) notFetched() error {
+	return fmt.Errorf("%s: the keys are not fetched yet: %w", k.source, k.store.lastFailure())
 }
 
-// refetchFor fetches the keys again for the sake of an unknown kid, unless that was
-// done not long ago. All who ask meanwhile wait for one fetch, since it may
-// bring the key of each.
-func (k *remoteKeys) refetchFor(ctx context.Context, known keyfunc.Keyfunc, kid string) error {
+// refetchFor fetches the keys again because of an unknown kid, unless that was done
+// within refreshCooldown. All callers wait for the same fetch, since it may bring
+// the key of each.
+func (k *remoteKeys) refetchFor(ctx context.Context, keys keyfunc.Keyfunc, kid string) error {
 	fetched := k.refresh.DoChan("", func() (any, error) {
 		if k.refetchLimit.Tokens() >= 1 {
-			known.Storage().KeyRead(k.ctx, kid) // whose error says no more than the store does
+			keys.Storage().KeyRead(k.ctx, kid) // its error says no more than the store does
 		}
 		return nil, nil
 	})
@@ -236,25 +235,24 @@ func (k *remoteKeys) refetchFor(ctx context.Context, known keyfunc.Keyfunc, kid 
 	if k.store.has(kid) {
 		return nil
 	}
-	if failure := k.store.failing.Load(); failure != nil {
-		// The key may be a new one, so it is not for us to say no.
+	if failure := k.store.failure.Load(); failure != nil {
+		// The key may be a new one, so the token cannot be refused.
 		return &UnavailableError{Cause: fmt.Errorf("the keys cannot be fetched again: %w", *failure), RetryAfter: refreshCooldown}
 	}
 	return errUnknownKey
 }
 
-// A keyStore keeps the keys that are fit to be relied on, and remembers whether
-// they could be fetched.
+// A keyStore keeps the usable keys, and remembers whether the last fetch failed.
 type keyStore struct {
 	*jwkset.MemoryJWKSet
 	log     *slog.Logger
-	failing atomic.Pointer[error] // why the last fetch failed; nil when it did not
+	failure atomic.Pointer[error] // of the last fetch; nil if it succeeded
 }
 
-// KeyReplaceAll is called with what a fetch brought. A set of which nothing is
-// fit does not replace one that was: its server is out of order.
+// KeyReplaceAll is called with the keys that were fetched. A set without a usable
+// key does not replace the one before it: its server is out of order.
 func (s *keyStore) KeyReplaceAll(ctx context.Context, fetched []jwkset.JWK) error {
-	fit := make([]jwkset.JWK, 0, len(fetched))
+	usable := make([]jwkset.JWK, 0, len(fetched))
 	for _, jwk := range fetched {
 		key := jwk.Key()
 		if private, ok := key.(interface{ Public() crypto.PublicKey }); ok {
@@ -263,32 +261,32 @@ func (s *keyStore) KeyReplaceAll(ctx context.Context, fetched []jwkset.JWK) erro
 		if use := jwk.Marshal().USE; use != "" && use != jwkset.UseSig {
 			continue
 		}
-		if _, ok := algorithmsFor(key); ok && len(fit) < maxKeys {
-			fit = append(fit, jwk)
+		if _, ok := algorithmsFor(key); ok && len(usable) < maxKeys {
+			usable = append(usable, jwk)
 		}
 	}
-	if len(fit) == 0 {
+	if len(usable) == 0 {
 		return errNoKeys
 	}
-	if s.failing.Swap(nil) != nil {
+	if s.failure.Swap(nil) != nil {
 		s.log.Info("the keys of tokens can be fetched again")
 	}
-	return s.MemoryJWKSet.KeyReplaceAll(ctx, fit)
+	return s.MemoryJWKSet.KeyReplaceAll(ctx, usable)
 }
 
-// fail remembers why a fetch failed, and tells the first time.
-func (s *keyStore) fail(err error) {
+// recordFailure remembers why a fetch failed, and logs the first failure in a row.
+func (s *keyStore) recordFailure(err error) {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err // without the URL, whose query may be secret
 	}
-	if s.failing.Swap(&err) == nil {
+	if s.failure.Swap(&err) == nil {
 		s.log.Warn("the keys of tokens cannot be fetched", "error", err)
 	}
 }
 
-// failure is why there are no keys.
-func (s *keyStore) failure() error {
-	if err := s.failing.Load(); err != nil {
+// lastFailure says why there are no keys.
+func (s *keyStore) lastFailure() error {
+	if err := s.failure.Load(); err != nil {
 		return *err
 	}
 	return errors.New("no answer so far")
@@ -310,7 +308,7 @@ func (b boundedBody) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// CloseIdleConnections is what http.Client looks for.
+// CloseIdleConnections is called by http.Client.
 func (b boundedBody) CloseIdleConnections() {
 	if closer, ok := b.RoundTripper.(interface{ CloseIdleConnections() }); ok {
 		closer.CloseIdleConnections()

@@ -10,8 +10,8 @@ import (
 	"portcullis/proxy/header"
 )
 
-// maxDelta is what RFC 9111 section 1.2.2 takes for seconds that are too many
-// to count.
+// maxDelta is the value that RFC 9111 section 1.2.2 gives to a number of seconds
+// that is too large.
 const maxDelta = 1 << 31
 
 // holdsUntil returns until when an answer with the headers h holds, if it was
@@ -38,7 +38,8 @@ func freshness(h http.Header, asked time.Time) time.Duration {
 	if err != nil {
 		return 0 // Expires: 0 is usual and means the past, section 5.3
 	}
-	// By the endpoint's own clock where it tells it, which may differ from ours.
+	// Expires is by the endpoint's clock, which Date tells and which may differ
+	// from ours.
 	date, err := http.ParseTime(h.Get("Date"))
 	if err != nil {
 		date = asked
@@ -72,7 +73,7 @@ func directives(h http.Header) iter.Seq2[string, string] {
 }
 
 // maxAge returns the max-age of h's Cache-Control and whether there is one. Of
-// several the smallest above zero counts, the one that ends a session first; an
+// several the smallest above zero counts, because it ends a session first. An
 // invalid one counts as zero.
 func maxAge(h http.Header) (age time.Duration, ok bool) {
 	for name, value := range directives(h) {
@@ -80,7 +81,7 @@ func maxAge(h http.Header) (age time.Duration, ok bool) {
 			continue
 		}
 		ok = true
-		// Quotes are wrong and yet to be understood, section 5.2.
+		// Quotes are wrong, but recipients should accept them, section 5.2.
 		if d, valid := seconds(strings.Trim(value, `"`)); valid && d > 0 && (age == 0 || d < age) {
 			age = d
 		}

@@ -10,8 +10,8 @@ import (
 	"portcullis/proxy/header"
 )
 
-// A place is where a client may show its token. After strip, find finds
-// nothing there, whatever find said before.
+// A place is where a client may show its token. strip removes everything that
+// find would find.
 type place interface {
 	// find returns c with the tokens that stand here added. Its errors are
 	// those of [Auth.Find], without ErrMissing.
@@ -53,7 +53,7 @@ type queryPlace string
 func (q queryPlace) find(r *http.Request, c Credential) (Credential, error) {
 	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
 		name, value, _ := strings.Cut(pair, "=")
-		if !q.is(name) {
+		if !q.matches(name) {
 			continue
 		}
 		if len(value) > 3*MaxTokenBytes { // as long as the longest token escaped: not worth decoding
@@ -63,7 +63,7 @@ func (q queryPlace) find(r *http.Request, c Credential) (Credential, error) {
 		if err != nil {
 			return c, errEscapes // the error itself quotes the value
 		}
-		if c, err = c.with(token); err != nil {
+		if c, err = c.withToken(token); err != nil {
 			return c, err
 		}
 	}
@@ -73,13 +73,13 @@ func (q queryPlace) find(r *http.Request, c Credential) (Credential, error) {
 func (q queryPlace) strip(rawQuery string, _ http.Header) string {
 	return without(rawQuery, "&", func(pair string) bool {
 		name, _, _ := strings.Cut(pair, "=")
-		return q.is(name)
+		return q.matches(name)
 	})
 }
 
-// is reports whether the raw name is ours once decoded: a server reads %74oken
-// as token, so must we. A name that no server can decode is not.
-func (q queryPlace) is(name string) bool {
+// matches reports whether the raw name is q once decoded: a server reads %74oken
+// as token, so we must too. A name that cannot be decoded does not match.
+func (q queryPlace) matches(name string) bool {
 	if name == string(q) {
 		return true
 	}
@@ -95,12 +95,12 @@ type headerPlace string
 
 func (p headerPlace) find(r *http.Request, c Credential) (Credential, error) {
 	for _, value := range r.Header[string(p)] {
-		token, ours := p.token(value)
-		if !ours {
+		token, ok := p.token(value)
+		if !ok {
 			continue
 		}
 		var err error
-		if c, err = c.with(token); err != nil {
+		if c, err = c.withToken(token); err != nil {
 			return c, err
 		}
 	}
@@ -113,15 +113,15 @@ func (p headerPlace) strip(rawQuery string, h http.Header) string {
 	p.stripAliases(h)
 	if values := h[key]; len(values) > 0 {
 		replace(h, key, slices.DeleteFunc(slices.Clone(values), func(value string) bool {
-			_, ours := p.token(value)
-			return ours
+			_, ok := p.token(value)
+			return ok
 		}))
 	}
 	return rawQuery
 }
 
-// stripAliases removes what a server behind might take for the header, and find
-// did not look at.
+// stripAliases removes other spellings that a server behind might take for the
+// header. find does not read them.
 func (p headerPlace) stripAliases(h http.Header) {
 	for name := range h {
 		if name != string(p) && header.Same(name, string(p)) {
@@ -130,9 +130,9 @@ func (p headerPlace) stripAliases(h http.Header) {
 	}
 }
 
-// token returns the token that value shows and whether value is a credential of
-// ours at all. Schemes are compared without case (RFC 9110 section 11.1).
-func (p headerPlace) token(value string) (token string, ours bool) {
+// token returns the token in value; ok is false if value has another scheme than
+// Bearer. Schemes are compared without case (RFC 9110 section 11.1).
+func (p headerPlace) token(value string) (token string, ok bool) {
 	if p != "Authorization" {
 		return value, true
 	}
@@ -150,12 +150,12 @@ type cookiePlace string
 func (p cookiePlace) find(r *http.Request, c Credential) (Credential, error) {
 	for _, line := range r.Header["Cookie"] {
 		for pair := range strings.SplitSeq(line, ";") {
-			value, ours := p.value(pair)
-			if !ours {
+			value, ok := p.value(pair)
+			if !ok {
 				continue
 			}
 			var err error
-			if c, err = c.with(value); err != nil {
+			if c, err = c.withToken(value); err != nil {
 				return c, err
 			}
 		}
@@ -171,11 +171,11 @@ func (p cookiePlace) strip(rawQuery string, h http.Header) string {
 	kept := make([]string, 0, len(lines))
 	for _, line := range lines {
 		rest := without(line, ";", func(pair string) bool {
-			_, ours := p.value(pair)
-			return ours
+			_, ok := p.value(pair)
+			return ok
 		})
 		if rest != line {
-			// What followed the first cookie keeps its space before it.
+			// The first cookie that is left may begin with the space after a semicolon.
 			rest = strings.TrimLeft(rest, " \t")
 		}
 		if rest != "" {
@@ -186,9 +186,9 @@ func (p cookiePlace) strip(rawQuery string, h http.Header) string {
 	return rawQuery
 }
 
-// value returns the value of one pair of a Cookie header and whether it is our
-// cookie's. Quotes around a value are no part of it, as in net/http.
-func (p cookiePlace) value(pair string) (value string, ours bool) {
+// value returns the value of one pair of a Cookie header; ok is false if the pair
+// is another cookie. Quotes around a value are not part of it, as in net/http.
+func (p cookiePlace) value(pair string) (value string, ok bool) {
 	name, value, _ := strings.Cut(pair, "=")
 	if textproto.TrimString(name) != string(p) {
 		return "", false

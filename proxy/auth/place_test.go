@@ -141,10 +141,10 @@ func TestTokenInTwoPlaces(t *testing.T) {
 		"header":     func(r *http.Request, token string) { r.Header.Add("Authorization", "Bearer "+token) },
 		"own header": func(r *http.Request, token string) { r.Header.Add("X-Token", token) },
 		"cookie":     func(r *http.Request, token string) { r.Header.Add("Cookie", "session="+token) },
-		"bearer":     func(r *http.Request, token string) { r.Header.Add(protocolKey, "bearer, "+token) },
+		"bearer":     func(r *http.Request, token string) { r.Header.Add(protocolHeader, "bearer, "+token) },
 		"kubernetes": func(r *http.Request, token string) {
 			encoded := base64.RawURLEncoding.EncodeToString([]byte(token))
-			r.Header.Add(protocolKey, "chat, "+kubernetesName+"."+encoded)
+			r.Header.Add(protocolHeader, "chat, "+kubernetesName+"."+encoded)
 		},
 	}
 	a := newAuth(t, everyPlace...)

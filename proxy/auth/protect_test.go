@@ -225,7 +225,7 @@ func TestBreaker(t *testing.T) {
 		for i := range breakerFailures {
 			ask(errDown, i+1, errDown)
 		}
-		ask(nil, breakerFailures, errGivenUp)
+		ask(nil, breakerFailures, errBreakerOpen)
 		_, err := b.verify(t.Context(), Credential{Token: "x"})
 		if unavailable, ok := errors.AsType[*UnavailableError](err); !ok || unavailable.RetryAfter != breakerPause {
 			t.Errorf("%v; want an UnavailableError with the pause", err)
@@ -233,7 +233,7 @@ func TestBreaker(t *testing.T) {
 
 		time.Sleep(breakerPause + 1)
 		ask(errDown, breakerFailures+1, errDown)
-		ask(nil, breakerFailures+1, errGivenUp)
+		ask(nil, breakerFailures+1, errBreakerOpen)
 		time.Sleep(breakerPause + 1)
 		ask(context.Canceled, breakerFailures+2, context.Canceled) // no answer either way
 		ask(errExhausted, breakerFailures+3, errExhausted)         // nor this

@@ -13,7 +13,7 @@ import (
 // is why tokens travel in it. It may span several lines (RFC 6455 section
 // 11.3.4), which are one list.
 const (
-	protocolKey    = "Sec-Websocket-Protocol" // canonical as net/http has it
+	protocolHeader = "Sec-Websocket-Protocol" // canonical as net/http has it
 	bearerName     = "bearer"
 	kubernetesName = "base64url.bearer.authorization.k8s.io"
 )
@@ -29,7 +29,7 @@ var (
 // (RFC 9110 section 5.6.1.2).
 func offered(h http.Header) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for entry := range header.Elements(h[protocolKey]) {
+		for entry := range header.Elements(h[protocolHeader]) {
 			if entry != "" && !yield(entry) {
 				return
 			}
@@ -54,9 +54,9 @@ func (o *offer) writeTo(h http.Header) {
 	switch {
 	case !o.removed:
 	case o.list.Len() == 0:
-		delete(h, protocolKey)
+		delete(h, protocolHeader)
 	default:
-		h[protocolKey] = []string{o.list.String()}
+		h[protocolHeader] = []string{o.list.String()}
 	}
 }
 
@@ -100,10 +100,10 @@ func (p bearerPlace) find(r *http.Request, c Credential) (Credential, error) {
 			continue
 		}
 		var err error
-		if c, err = c.with(entry); err != nil {
+		if c, err = c.withToken(entry); err != nil {
 			return c, err
 		}
-		c.Answer = bearerName
+		c.Subprotocol = bearerName
 	}
 	if last == roleBearer {
 		return c, errHalfPair
@@ -129,28 +129,28 @@ func (p bearerPlace) strip(rawQuery string, h http.Header) string {
 // one, and another protocol beside it, so that the answer need not name it.
 type kubernetesPlace struct{}
 
-// encoded returns the encoded token of entry and whether entry is ours.
+// encoded returns the encoded token of entry; false if entry is a subprotocol.
 func (kubernetesPlace) encoded(entry string) (string, bool) {
 	return strings.CutPrefix(entry, kubernetesName+".")
 }
 
 func (p kubernetesPlace) find(r *http.Request, c Credential) (Credential, error) {
 	var encoded string
-	ours, others := 0, 0
+	tokens, subprotocols := 0, 0
 	for entry := range offered(r.Header) {
 		if e, ok := p.encoded(entry); ok {
 			encoded = e
-			ours++
+			tokens++
 		} else {
-			others++
+			subprotocols++
 		}
 	}
 	switch {
-	case ours == 0:
+	case tokens == 0:
 		return c, nil
-	case ours > 1:
+	case tokens > 1:
 		return c, errTwice
-	case others == 0:
+	case subprotocols == 0:
 		return c, errAlone
 	case encoded == "":
 		return c, errEmpty
@@ -162,13 +162,13 @@ func (p kubernetesPlace) find(r *http.Request, c Credential) (Credential, error)
 	if err != nil {
 		return c, errEncoding
 	}
-	return c.with(string(decoded))
+	return c.withToken(string(decoded))
 }
 
 func (p kubernetesPlace) strip(rawQuery string, h http.Header) string {
 	var rest offer
 	for entry := range offered(h) {
-		if _, ours := p.encoded(entry); ours {
+		if _, isToken := p.encoded(entry); isToken {
 			rest.removed = true
 		} else {
 			rest.add(entry)

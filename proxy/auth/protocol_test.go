@@ -65,8 +65,8 @@ func TestAnswerNamesBearerOnlyAfterItsPair(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c, err := a.Find(upgrade(test.query, offers(test.offers)...))
-			if err != nil || c.Answer != test.want {
-				t.Errorf("got %q, %v; want %q", c.Answer, err, test.want)
+			if err != nil || c.Subprotocol != test.want {
+				t.Errorf("got %q, %v; want %q", c.Subprotocol, err, test.want)
 			}
 		})
 	}

@@ -19,7 +19,7 @@ type share struct {
 	calls map[string]*sharedCall // guarded by mu; those that someone waits for
 }
 
-// sharedCall is the context of a call.
+// sharedCall is the context of one call, and how many wait for it.
 type sharedCall struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -47,7 +47,7 @@ func (s *share) verify(ctx context.Context, c Credential) (Decision, error) {
 	}
 }
 
-// join waits for the call about c, which it makes if there is none.
+// join joins the call about c, and starts it if there is none.
 func (s *share) join(key string, c Credential) (*sharedCall, <-chan singleflight.Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

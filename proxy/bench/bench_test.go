@@ -110,7 +110,7 @@ func TestChurn(t *testing.T) {
 
 func TestOnce(t *testing.T) {
 	l := connect(t, startEcho(t), 50)
-	if err := l.once(t.Context(), newMessage(64)); err != nil {
+	if err := l.echoOnce(t.Context(), newMessage(64)); err != nil {
 		t.Error(err)
 	}
 }
@@ -211,12 +211,12 @@ func TestTokenEndpoint(t *testing.T) {
 func TestPeers(t *testing.T) {
 	log.SetOutput(io.Discard) // both tell every reset
 	defer log.SetOutput(os.Stderr)
-	for name, handler := range peers {
+	for name, handler := range libraries {
 		t.Run(name, func(t *testing.T) {
 			s := httptest.NewServer(handler(startEcho(t)))
 			defer s.Close()
 			l := connect(t, netip.MustParseAddrPort(s.Listener.Addr().String()), 2)
-			if err := l.once(t.Context(), newMessage(100_000)); err != nil {
+			if err := l.echoOnce(t.Context(), newMessage(100_000)); err != nil {
 				t.Error(err)
 			}
 		})

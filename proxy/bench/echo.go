@@ -14,8 +14,8 @@ import (
 )
 
 // echoServer is the backend of every target, and the token endpoint: one thread, one epoll, one read buffer. It
-// echoes frame by frame, so that a large message costs no memory, and knows just as much HTTP as the handshake and
-// `GET /token` take.
+// echoes frame by frame, so that a large message costs no memory, and understands only as much HTTP as the handshake and
+// `GET /token` need.
 type echoServer struct {
 	epoll, listener, stopped int         // descriptors; stopped is an eventfd
 	conns                    []*echoConn // by descriptor
@@ -27,8 +27,8 @@ type echoConn struct {
 	fd       int
 	upgraded bool
 	frames   frameEcho
-	rest     []byte // a request or a frame header that has not come whole; the next read goes behind it
-	out      []byte // what the socket has not taken yet; nothing is read until it has
+	rest     []byte // an incomplete request or frame header; the next read is appended to it
+	out      []byte // what the socket has not taken yet; nothing is read until it is written
 }
 
 func newEchoServer(addr netip.AddrPort) (*echoServer, error) {
@@ -63,7 +63,7 @@ func (s *echoServer) listen(addr netip.AddrPort) (err error) {
 
 // serve runs until stop is called and then closes every connection.
 func (s *echoServer) serve() error {
-	runtime.LockOSThread() // a thread of its own: no hand-over between goroutines on the way of a message
+	runtime.LockOSThread() // a thread of its own: a message does not wait for the Go scheduler
 	defer runtime.UnlockOSThread()
 	defer s.close()
 
@@ -128,13 +128,13 @@ func (s *echoServer) accept() error {
 			s.conns = append(s.conns, nil)
 		}
 		s.conns[fd] = &echoConn{fd: fd}
-		if err := watch(s.epoll, fd, fd, edges); err != nil {
+		if err := watch(s.epoll, fd, fd, edgeTriggered); err != nil {
 			return err
 		}
 	}
 }
 
-// serveConn does what an event calls for; false ends the connection.
+// serveConn handles an event; false ends the connection.
 func (s *echoServer) serveConn(c *echoConn, events uint32) bool {
 	if !c.flush() {
 		return false
@@ -182,7 +182,7 @@ func (s *echoServer) received(c *echoConn, b []byte) bool {
 	return len(b) == 0 || s.received(c, b)
 }
 
-// send writes b, and keeps what the socket does not take. It reports whether the connection lives.
+// send writes b, and keeps what the socket does not take. It reports whether the connection still works.
 func (c *echoConn) send(b []byte) bool {
 	if len(c.out) > 0 || len(b) == 0 {
 		c.out = append(c.out, b...)
@@ -227,12 +227,12 @@ func respond(head []byte) (answer string, upgraded bool) {
 // frameEcho turns a client's masked frames into the server's unmasked ones, of any length, in pieces of any length.
 type frameEcho struct {
 	left int    // payload bytes of the current frame still to come
-	key  uint32 // the mask, turned to the next byte
-	drop bool   // the current frame is a pong, which nobody asked for and nobody answers
+	key  uint32 // the mask, rotated to the next byte
+	drop bool   // the current frame is a pong, which gets no answer
 }
 
-// echo rewrites b in place. What it returns lies in b: out is to be sent, rest is the start of a header to be given
-// again with the bytes that follow it.
+// echo rewrites b in place and returns parts of it: out is to be sent, rest is the start of a header, to be passed again,
+// followed by more bytes.
 func (f *frameEcho) echo(b []byte) (out, rest []byte) {
 	base, w, r := 0, 0, 0
 	for r < len(b) {
@@ -281,8 +281,8 @@ type frameHeader struct {
 	size    int // of the header itself, its key included
 }
 
-// parseHeader reads the header at the start of b; false when it is not whole yet. Every client here masks its frames,
-// so a missing mask bit is not looked for.
+// parseHeader reads the header at the start of b; false if it is incomplete. Every client here masks its frames, so the
+// mask bit is not checked.
 func parseHeader(b []byte) (frameHeader, bool) {
 	if len(b) < 2 {
 		return frameHeader{}, false

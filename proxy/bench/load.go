@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stall is how long nothing at all may happen before a measurement is given up.
-const stall = 10 * time.Second
+// stallTimeout is how long nothing may happen before a measurement is given up.
+const stallTimeout = 10 * time.Second
 
-// opening is how many handshakes are under way at once.
-const opening = 32
+// concurrentHandshakes is how many handshakes are under way at once.
+const concurrentHandshakes = 32
 
 // load is the client: one thread, one epoll, one read buffer, any number of connections. It is used by one goroutine.
 type load struct {
@@ -31,17 +31,17 @@ type load struct {
 	buf     []byte
 	want    []byte // the echo that every connection must get
 
-	opened func(i int) error                // the handshake of connection i is complete
-	echoed func(i int, now time.Time) error // connection i got its echo whole
+	opened func(i int) error                // called when the handshake of connection i is complete
+	echoed func(i int, now time.Time) error // called when connection i has its whole echo
 }
 
 type loadConn struct {
 	fd   int
 	open bool
-	head []byte    // an answer to the handshake that has not come whole
+	head []byte    // an incomplete answer to the handshake
 	out  []byte    // still to be written
 	got  int       // bytes of the echo that have come
-	sent time.Time // when the message was sent whose echo is awaited
+	sent time.Time // when the message was sent that waits for its echo
 }
 
 func newLoad(to netip.AddrPort, path string) (*load, error) {
@@ -63,7 +63,7 @@ func newLoad(to netip.AddrPort, path string) (*load, error) {
 // close resets every connection.
 func (l *load) close() {
 	for i := range l.conns {
-		l.hangUp(i)
+		l.reset(i)
 	}
 	unix.Close(l.epoll)
 	runtime.UnlockOSThread()
@@ -84,13 +84,13 @@ func (l *load) open(ctx context.Context, n int) error {
 		up++
 		return dial()
 	}
-	for range opening {
+	for range concurrentHandshakes {
 		if err := dial(); err != nil {
 			return err
 		}
 	}
 	for up < n {
-		if err := l.turn(ctx); err != nil {
+		if err := l.poll(ctx); err != nil {
 			return fmt.Errorf("after %d of %d handshakes: %w", up, n, err)
 		}
 	}
@@ -99,7 +99,7 @@ func (l *load) open(ctx context.Context, n int) error {
 
 // churn opens n connections and resets each as soon as its handshake is complete.
 func (l *load) churn(ctx context.Context, n int) error {
-	l.grow(opening)
+	l.grow(concurrentHandshakes)
 	up, begun := 0, 0
 	dial := func(i int) error {
 		if begun == n {
@@ -110,24 +110,24 @@ func (l *load) churn(ctx context.Context, n int) error {
 	}
 	l.opened = func(i int) error {
 		up++
-		l.hangUp(i)
+		l.reset(i)
 		return dial(i)
 	}
-	for i := range opening {
+	for i := range concurrentHandshakes {
 		if err := dial(i); err != nil {
 			return err
 		}
 	}
 	for up < n {
-		if err := l.turn(ctx); err != nil {
+		if err := l.poll(ctx); err != nil {
 			return fmt.Errorf("after %d of %d upgrades: %w", up, n, err)
 		}
 	}
 	return nil
 }
 
-// once sends one message on every connection and waits for the echoes.
-func (l *load) once(ctx context.Context, m message) error {
+// echoOnce sends one message on every connection and waits for the echoes.
+func (l *load) echoOnce(ctx context.Context, m message) error {
 	l.want = m.echoed
 	left := len(l.conns)
 	l.echoed = func(int, time.Time) error {
@@ -140,23 +140,23 @@ func (l *load) once(ctx context.Context, m message) error {
 		}
 	}
 	for left > 0 {
-		if err := l.turn(ctx); err != nil {
+		if err := l.poll(ctx); err != nil {
 			return fmt.Errorf("%d of %d echoes missing: %w", left, len(l.conns), err)
 		}
 	}
 	return nil
 }
 
-// pingPong is how long every connection sends its next message as soon as it has the echo of the one before.
+// pingPong is a measurement in which every connection sends its next message as soon as it has the echo of the last.
 type pingPong struct {
 	message message
 	warmUp  time.Duration   // not counted
 	window  time.Duration   // counted; longer if need be, until one echo has come
 	mark    func() error    // called as the window begins and as it ends
-	latency []time.Duration // what it finds: one per echo that came in the window
+	latency []time.Duration // the result: one per echo that came in the window
 }
 
-// run waits for the echoes under way as the window ends, so that a lost one is an error.
+// run also waits for the echoes that are under way when the window ends, so that a lost one is an error.
 func (p *pingPong) run(ctx context.Context, l *load) error {
 	const (
 		warming = iota
@@ -184,7 +184,7 @@ func (p *pingPong) run(ctx context.Context, l *load) error {
 	}
 	next := now.Add(p.warmUp)
 	for waiting > 0 {
-		if err := l.turn(ctx); err != nil {
+		if err := l.poll(ctx); err != nil {
 			return fmt.Errorf("after %d echoes, %d more awaited: %w", len(p.latency), waiting, err)
 		}
 		if phase == stopping || time.Now().Before(next) || phase == counting && len(p.latency) == 0 {
@@ -205,7 +205,7 @@ func (l *load) grow(n int) {
 	}
 }
 
-// dial starts connection i; its handshake is sent once the connection is there.
+// dial starts connection i. Its handshake is sent when it is connected.
 func (l *load) dial(i int) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -218,10 +218,10 @@ func (l *load) dial(i int) error {
 	if err := unix.Connect(fd, &l.to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return fmt.Errorf("connect: %w", err)
 	}
-	return watch(l.epoll, fd, i, edges)
+	return watch(l.epoll, fd, i, edgeTriggered)
 }
 
-func (l *load) hangUp(i int) {
+func (l *load) reset(i int) {
 	if l.conns[i].fd >= 0 {
 		unix.Close(l.conns[i].fd)
 	}
@@ -246,9 +246,9 @@ func (l *load) flush(c *loadConn) error {
 	return nil
 }
 
-// turn waits for events and serves them.
-func (l *load) turn(ctx context.Context) error {
-	n, err := unix.EpollWait(l.epoll, l.events, int(stall.Milliseconds()))
+// poll waits for events and handles them.
+func (l *load) poll(ctx context.Context) error {
+	n, err := unix.EpollWait(l.epoll, l.events, int(stallTimeout.Milliseconds()))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -258,7 +258,7 @@ func (l *load) turn(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("wait: %w", err)
 	case n == 0:
-		return fmt.Errorf("nothing came for %v", stall)
+		return fmt.Errorf("nothing came for %v", stallTimeout)
 	}
 	for _, ev := range l.events[:n] {
 		if err := l.progress(int(ev.Fd), ev.Events); err != nil {
@@ -268,7 +268,7 @@ func (l *load) turn(ctx context.Context) error {
 	return nil
 }
 
-// progress writes and reads as far as connection i goes.
+// progress writes and reads on connection i as much as is possible without waiting.
 func (l *load) progress(i int, events uint32) error {
 	c := &l.conns[i]
 	if err := l.flush(c); err != nil {
@@ -288,7 +288,7 @@ func (l *load) progress(i int, events uint32) error {
 		if err := l.received(i, l.buf[:n]); err != nil {
 			return err
 		}
-		if c.fd < 0 { // hung up
+		if c.fd < 0 { // reset
 			return nil
 		}
 		// A read that did not fill the buffer emptied the socket; a later byte makes a new edge (epoll(7)).
@@ -314,7 +314,7 @@ func (l *load) received(i int, b []byte) error {
 	return l.echoed(i, time.Now())
 }
 
-// answered takes the answer to the handshake.
+// answered checks the answer to the handshake.
 func (l *load) answered(i int, b []byte) error {
 	c := &l.conns[i]
 	c.head = append(c.head, b...)

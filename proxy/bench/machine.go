@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine describes where and with what was measured.
+// machine describes the hardware and software of the measurement.
 func machine() []string {
 	var uname unix.Utsname
 	kernel := "unknown"
@@ -28,7 +28,7 @@ func machine() []string {
 	}
 }
 
-// field is the first value of that name in a file of names and values.
+// field returns the first value of a name in a file of names and values.
 func field(file, name, separator string) string {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -86,7 +86,7 @@ func revision(program string) string {
 
 // descriptorLimit is how many files a process may open: programs raise their soft limit to the hard one, as Go does.
 func descriptorLimit() int {
-	const most = 20000 // as much as is wanted here
+	const most = 20000 // no measure needs more
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 1024

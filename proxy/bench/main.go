@@ -10,12 +10,12 @@
 // It builds this module's program and measures it, with either engine and authentication on, in turn with nginx, HAProxy,
 // net/http/httputil.ReverseProxy and koding/websocketproxy, several rounds, each as a process of its own in front of the
 // same backend. nginx and HAProxy take part if they are installed (apt-get install nginx haproxy); their configurations are
-// nginx.conf and haproxy.cfg beside this file. How it is measured and what is left out is printed below the tables; progress,
-// with the figures of each round, goes to standard error. The exit code is 1 if a measurement failed.
+// nginx.conf and haproxy.cfg beside this file. The method, and what it leaves out, is printed below the tables. Progress, with
+// the figures of each round, goes to standard error. The exit code is 1 if a measurement failed.
 //
-// This process is the load client (load.go). The backend (echo.go) is this program started again, and the token endpoint
-// too. Both are one thread each on an epoll of its own, with shared buffers and messages made beforehand; the figures of "no
-// proxy" are theirs alone. All listen on 127.0.0.1.
+// This process is the load client (load.go). The backend (echo.go) is this program started again, and is the token endpoint
+// too. Each is one thread with an epoll of its own, with shared buffers and messages made beforehand. The figures of "no
+// proxy" are those of the two without a proxy. All listen on 127.0.0.1.
 package main
 
 import (
@@ -37,8 +37,8 @@ import (
 
 func main() {
 	if len(os.Args) > 1 {
-		if play, ok := roles[os.Args[1]]; ok {
-			exit(play(os.Args[2:]))
+		if role, ok := roles[os.Args[1]]; ok {
+			exit(role(os.Args[2:]))
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -57,7 +57,7 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// roles are what this program is started again for, with the addresses to listen on and of the backend.
+// roles are what this program does when it starts itself again, with the addresses to listen on and of the backend.
 var roles = map[string]func(args []string) error{
 	"echo": func(args []string) error {
 		s, err := newEchoServer(netip.MustParseAddrPort(args[0]))
@@ -66,8 +66,8 @@ var roles = map[string]func(args []string) error{
 		}
 		return s.serve()
 	},
-	"reverseproxy": func(args []string) error { return servePeer("reverseproxy", args) },
-	"koding":       func(args []string) error { return servePeer("koding", args) },
+	"reverseproxy": func(args []string) error { return serveLibrary("reverseproxy", args) },
+	"koding":       func(args []string) error { return serveLibrary("koding", args) },
 }
 
 // bench is one run.
@@ -163,7 +163,7 @@ func names[T any](all []T, key func(T) string) string {
 	return strings.Join(slices.Compact(keys), ",")
 }
 
-// choose keeps what a list names.
+// choose returns those of all that a list names.
 func choose[T any](flag, list string, all []T, key func(T) string) ([]T, error) {
 	if list == "" {
 		return all, nil
@@ -183,7 +183,7 @@ func choose[T any](flag, list string, all []T, key func(T) string) ([]T, error) 
 	return chosen, nil
 }
 
-// programs makes the two programs to be started: this module's, and this one for the roles.
+// programs builds the program of this module, and copies this program for the roles.
 func (b *bench) programs(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {

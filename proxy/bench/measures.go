@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// scale is how long everything is measured.
+// scale says how long and how often everything is measured.
 type scale struct {
 	rounds       int
 	warmUp       time.Duration // of every echo measure
@@ -41,7 +41,7 @@ func (e scale) String() string {
 type measure struct {
 	name   string // for -measures
 	rows   []string
-	fresh  bool // wants a process that has done nothing yet
+	fresh  bool // needs a process that has done nothing yet
 	rounds int
 	run    func(context.Context, measured) ([]float64, error) // one figure per row; less is better
 }
@@ -52,8 +52,8 @@ type measured struct {
 	used usage
 }
 
-// greet opens one session and echoes one message: a proxy is ready, with all its processes, when that has worked.
-func (s measured) greet(ctx context.Context) error {
+// checkReady opens one session and echoes one message. A proxy, with all its processes, is ready when that has worked.
+func (s measured) checkReady(ctx context.Context) error {
 	l, err := newLoad(s.addr, "/")
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (s measured) greet(ctx context.Context) error {
 	if err := l.open(ctx, 1); err != nil {
 		return err
 	}
-	return l.once(ctx, newMessage(64))
+	return l.echoOnce(ctx, newMessage(64))
 }
 
 const (
@@ -126,7 +126,7 @@ func (e scale) latency(ctx context.Context, s measured) ([]float64, error) {
 	return []float64{micros(quantile(got.latency, 0.50)), micros(quantile(got.latency, 0.99))}, nil
 }
 
-// echoes is what was seen in one window.
+// echoes are the figures of one window.
 type echoes struct {
 	cpu     time.Duration   // that the proxy used
 	latency []time.Duration // of each echo
@@ -154,9 +154,9 @@ func (e scale) echo(ctx context.Context, s measured, m message, conns int) (echo
 	return got, nil
 }
 
-// authPath is the path where nginx authenticates. Elsewhere it need not, since what auth_request takes from its pool of
-// memory it keeps for as long as the session lasts. All others make no difference.
-const authPath = "/authPath"
+// authPath is the path at which nginx authenticates; nginx.conf has it too. At other paths it does not, because auth_request
+// keeps what it takes from its memory pool for as long as the session lasts. The other targets treat all paths alike.
+const authPath = "/gated"
 
 func (e scale) upgrade(ctx context.Context, s measured) ([]float64, error) {
 	l, err := newLoad(s.addr, authPath)
@@ -181,7 +181,7 @@ func (e scale) upgrade(ctx context.Context, s measured) ([]float64, error) {
 	return []float64{micros(after-before) / float64(e.upgrades)}, nil
 }
 
-// cpuAtRest is the CPU time once the proxy has done with what it was given: closing the last sessions is part of them.
+// cpuAtRest waits until the proxy has finished its work, the closing of the last sessions included, and returns its CPU time.
 func (s measured) cpuAtRest(ctx context.Context) (time.Duration, error) {
 	const still = 20 * time.Millisecond
 	last, err := s.used.cpu()
@@ -215,7 +215,7 @@ func (e scale) memory(ctx context.Context, s measured) ([]float64, error) {
 	if err := l.open(ctx, e.sessions); err != nil {
 		return nil, err
 	}
-	if err := l.once(ctx, newMessage(64)); err != nil {
+	if err := l.echoOnce(ctx, newMessage(64)); err != nil {
 		return nil, err
 	}
 	if err := wait(ctx, e.pause); err != nil {

@@ -19,7 +19,7 @@ const (
 	stopTimeout  = 5 * time.Second  // from SIGTERM to SIGKILL
 )
 
-// command is a program to be started, and how one knows that it is ready.
+// command is a program to be started, and the address that shows when it is ready.
 type command struct {
 	path string
 	args []string
@@ -70,8 +70,8 @@ func start(ctx context.Context, c command) (*process, error) {
 	}
 }
 
-// exec makes the command. Its own process group keeps a terminal's Ctrl-C from it, as it is stopped in order; should
-// this process die first, the kernel sends it SIGTERM.
+// exec makes the command. It has a process group of its own, so that a terminal's Ctrl-C does not reach it: it is stopped in
+// order instead. If this process dies first, the kernel sends it SIGTERM.
 func (c command) exec() *exec.Cmd {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Env = append([]string{}, c.env...) // nil would be the environment of this process
@@ -111,8 +111,8 @@ func launch(cmd *exec.Cmd) (*process, error) {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// stop ends the process and its children: nginx's master takes its workers along on SIGTERM, but not on SIGKILL, so
-// that one goes to the group.
+// stop ends the process and its children. On SIGTERM nginx's master ends its workers; on SIGKILL it cannot, so SIGKILL goes
+// to the group.
 func (p *process) stop() {
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	select {

@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is what a process and its children have used: nginx is a master and its workers.
+// usage measures what a process and its children have used: nginx, for example, is a master and its workers.
 type usage []int // process ids
 
-// atRest is the usage of a program once its number of processes and its memory have stopped to grow: nginx serves as soon
-// as its first worker is there, before the others have set up their tables.
+// atRest returns the usage of a program once its number of processes and its memory have stopped growing: nginx serves as
+// soon as its first worker runs, before the others have set up their tables.
 func atRest(ctx context.Context, pid int) (usage, error) {
 	const (
 		still = 100 * time.Millisecond
-		slack = 128 << 10 // bytes: the Go runtime is never quite still
+		slack = 128 << 10 // bytes: the memory of the Go runtime always moves a little
 	)
 	var count int
 	var last int64
@@ -47,7 +47,7 @@ func atRest(ctx context.Context, pid int) (usage, error) {
 	return nil, fmt.Errorf("%d processes, %d bytes, and still growing", count, last)
 }
 
-// usageOf finds the children.
+// usageOf returns the usage of a process and of the children it has now.
 func usageOf(pid int) (usage, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -89,7 +89,7 @@ func (u usage) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-// wait returns early, with its error, when ctx ends.
+// wait waits for d. If ctx ends earlier, it returns ctx's error.
 func wait(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

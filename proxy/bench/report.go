@@ -12,7 +12,7 @@ import (
 )
 
 // results are the figures of all targets: by row of the table, then target, one per round. A round without a
-// figure is not a number.
+// figure is NaN.
 type results map[string]map[string][]float64
 
 func (r results) add(row, target string, round int, figure float64) {
@@ -27,7 +27,7 @@ func (r results) add(row, target string, round int, figure float64) {
 
 func (r results) median(row, target string) float64 { return median(r[row][target]) }
 
-// ratio is the median of the ratios within each round: what else the machine did in a round falls on both.
+// ratio is the median of the ratios within each round: whatever else the machine did in a round affected both.
 func (r results) ratio(row, a, b string) float64 {
 	var ratios []float64
 	over := r[row][b]
@@ -39,7 +39,7 @@ func (r results) ratio(row, a, b string) float64 {
 	return median(ratios)
 }
 
-// median ignores what is not a number; of nothing it is not a number.
+// median ignores NaN; the median of nothing is NaN.
 func median(figures []float64) float64 {
 	sorted := slices.DeleteFunc(slices.Clone(figures), math.IsNaN)
 	if len(sorted) == 0 {
@@ -58,7 +58,7 @@ func quantile[T cmp.Ordered](sorted []T, q float64) T {
 	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
 }
 
-// goal is what the loop engine is to reach.
+// goal is a limit that the loop engine should not exceed.
 type goal struct {
 	row   string
 	over  string // the target it is compared with, "": none
@@ -113,7 +113,7 @@ func (r report) figures() {
 	}
 	t.print(r.out)
 
-	// A column for one figure would be a waste.
+	// Targets of one measure get a line, not a column.
 	for _, c := range r.columns {
 		for _, row := range r.rows {
 			if value := r.results.median(row, c.name); c.only != "" && !math.IsNaN(value) {
@@ -127,7 +127,7 @@ func (r report) figures() {
 	fmt.Fprintln(r.out)
 }
 
-// ratios compares each engine with the two that are usually put in this place.
+// ratios compares each engine with nginx and HAProxy, the usual choices.
 func (r report) ratios() {
 	type pair struct{ a, b target }
 	var pairs []pair
@@ -192,7 +192,7 @@ connections to come, except in its fresh process; what auth_request adds to its 
 the upgrade is measured.
 `
 
-// table is a Markdown table, its columns aligned to be read as text too.
+// table is a Markdown table. Its columns are aligned, so that it is readable as plain text.
 type table struct {
 	heads []string
 	rows  [][]string
@@ -222,7 +222,7 @@ func (t table) print(out io.Writer) {
 	fmt.Fprintln(out)
 }
 
-// figure has three digits, or all before the point.
+// figure formats v with three digits, or with all digits before the point.
 func figure(v float64, mark string) string {
 	switch {
 	case math.IsNaN(v):

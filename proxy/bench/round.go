@@ -13,7 +13,7 @@ import (
 	"slices"
 )
 
-// runningTarget is a target that runs.
+// runningTarget is a target that has been started.
 type runningTarget struct {
 	target
 	measured
@@ -26,8 +26,8 @@ func (e *runningTarget) stop() {
 	}
 }
 
-// round measures everything once: each measure on all targets in turn, so that what else the machine does meanwhile
-// falls on them alike. Each round begins with another one, so that none always follows the same.
+// round measures everything once: each measure on all targets in turn, so that whatever else the machine does affects them
+// alike. Each round begins with another target, so that a different one comes first each time.
 func (b *bench) round(ctx context.Context, round int) error {
 	first := round % len(b.targets)
 	order := slices.Concat(b.targets[first:], b.targets[:first])
@@ -42,14 +42,14 @@ func (b *bench) round(ctx context.Context, round int) error {
 			shared = append(shared, m)
 		}
 	}
-	if err := b.together(ctx, round, order, shared); err != nil {
+	if err := b.measureShared(ctx, round, order, shared); err != nil {
 		return err
 	}
-	return b.alone(ctx, round, order, fresh)
+	return b.measureFresh(ctx, round, order, fresh)
 }
 
-// together starts all targets, for measures to which the others, idle, make no difference.
-func (b *bench) together(ctx context.Context, round int, order []target, measures []measure) error {
+// measureShared starts all targets at once, for measures that idle other targets do not affect.
+func (b *bench) measureShared(ctx context.Context, round int, order []target, measures []measure) error {
 	var running []*runningTarget
 	defer func() {
 		for _, e := range running {
@@ -60,8 +60,8 @@ func (b *bench) together(ctx context.Context, round int, order []target, measure
 		if !slices.ContainsFunc(measures, c.takes) {
 			continue
 		}
-		e, err := b.enter(ctx, c)
-		if err := b.judge(ctx, c, err); err != nil {
+		e, err := b.startTarget(ctx, c)
+		if err := b.handleError(ctx, c, err); err != nil {
 			return err
 		}
 		if e != nil {
@@ -73,7 +73,7 @@ func (b *bench) together(ctx context.Context, round int, order []target, measure
 			if !e.takes(m) {
 				continue
 			}
-			if err := b.judge(ctx, e.target, b.run(ctx, round, e, m)); err != nil {
+			if err := b.handleError(ctx, e.target, b.run(ctx, round, e, m)); err != nil {
 				return err
 			}
 		}
@@ -81,19 +81,19 @@ func (b *bench) together(ctx context.Context, round int, order []target, measure
 	return nil
 }
 
-// alone starts one target after the other, anew for each measure.
-func (b *bench) alone(ctx context.Context, round int, order []target, measures []measure) error {
+// measureFresh starts one target after the other, anew for each measure.
+func (b *bench) measureFresh(ctx context.Context, round int, order []target, measures []measure) error {
 	for _, m := range measures {
 		for _, c := range order {
 			if !c.takes(m) {
 				continue
 			}
-			e, err := b.enter(ctx, c)
+			e, err := b.startTarget(ctx, c)
 			if e != nil {
 				err = b.run(ctx, round, e, m)
 				e.stop()
 			}
-			if err := b.judge(ctx, c, err); err != nil {
+			if err := b.handleError(ctx, c, err); err != nil {
 				return err
 			}
 		}
@@ -103,8 +103,8 @@ func (b *bench) alone(ctx context.Context, round int, order []target, measures [
 
 func (c target) takes(m measure) bool { return c.only == "" || c.only == m.name }
 
-// enter starts a target and passes one session through it. It returns nil for one that was found absent before.
-func (b *bench) enter(ctx context.Context, c target) (*runningTarget, error) {
+// startTarget starts a target and passes one session through it. It returns nil for a target that is known to be absent.
+func (b *bench) startTarget(ctx context.Context, c target) (*runningTarget, error) {
 	if b.absent[c.name] {
 		return nil, nil
 	}
@@ -128,7 +128,7 @@ func (b *bench) enter(ctx context.Context, c target) (*runningTarget, error) {
 		return nil, err
 	}
 	e := &runningTarget{target: c, measured: measured{addr: listen}, process: process}
-	if err := e.greet(ctx); err != nil {
+	if err := e.checkReady(ctx); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("first session: %w", err)
 	}
@@ -151,12 +151,12 @@ func (b *bench) run(ctx context.Context, round int, e *runningTarget, m measure)
 	return nil
 }
 
-// badSettings is Portcullis's exit code for settings that can't be had: an engine or a feature that this build lacks.
+// badSettings is Portcullis's exit code for bad settings, such as an engine or a feature that this build lacks.
 const badSettings = 2
 
-// judge leaves out a target that this machine or this build does not have, and counts any other error. What it
-// returns ends the run.
-func (b *bench) judge(ctx context.Context, c target, err error) error {
+// handleError leaves out a target that this machine or this build does not have, and counts any other error. The error
+// that it returns ends the run.
+func (b *bench) handleError(ctx context.Context, c target, err error) error {
 	var exit *exitError
 	switch {
 	case err == nil, ctx.Err() != nil:
@@ -170,7 +170,7 @@ func (b *bench) judge(ctx context.Context, c target, err error) error {
 	return ctx.Err()
 }
 
-// freeAddr is a loopback address that nobody listens on, for programs that can't tell which port they were given.
+// freeAddr returns a loopback address that nobody listens on, for programs that cannot report the port they listen on.
 func freeAddr() (netip.AddrPort, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -25,9 +25,9 @@ import (
 type target struct {
 	name  string // for -only, and short
 	title string // in the tables
-	// auth says that the upgrade is authenticated; the others can't do it, and are measured without.
+	// auth says that the upgrade is authenticated. The other targets cannot do that, and are measured without.
 	auth bool
-	// only is the one measure it takes part in; empty: all.
+	// only names the one measure that it takes part in; empty: all.
 	only string
 	// program is the build of Portcullis to be measured; empty: this module's.
 	program string
@@ -35,19 +35,19 @@ type target struct {
 	command func(s environment) (command, error)
 }
 
-// environment is where a target is put up.
+// environment is what a target is started with.
 type environment struct {
 	folder  string         // its own, empty
 	listen  netip.AddrPort // where it is to take connections
 	echo    netip.AddrPort // the backend and token endpoint
 	program string         // this module's, built
-	self    string         // a copy of this program: processes of the same file would share the memory that it takes
+	self    string         // a copy of this program: processes of the same file would share its memory
 }
 
 // errAbsent: the program is not on this machine.
 var errAbsent = errors.New("not found")
 
-// targets in the order of the table's columns. direct is no proxy at all: what the client and the backend take.
+// targets are in the order of the table's columns. direct is no proxy: its figures are those of the client and the backend.
 var targets = []target{
 	{name: "loop", title: "Portcullis, loop", auth: true, command: portcullis("RELAY_ENGINE=loop")},
 	{name: "stream", title: "Portcullis, stream", auth: true, command: portcullis("RELAY_ENGINE=stream")},
@@ -55,12 +55,12 @@ var targets = []target{
 		command: portcullis("RELAY_ENGINE=loop", "AUTH_CACHE_TTL=60s")},
 	{name: "nginx", title: "nginx", auth: true, command: nginx},
 	{name: "haproxy", title: "HAProxy", command: haproxy},
-	{name: "reverseproxy", title: "httputil.ReverseProxy", command: peer("reverseproxy")},
-	{name: "koding", title: "koding/websocketproxy", command: peer("koding")},
+	{name: "reverseproxy", title: "httputil.ReverseProxy", command: library("reverseproxy")},
+	{name: "koding", title: "koding/websocketproxy", command: library("koding")},
 	{name: "direct", title: "no proxy", only: "latency"},
 }
 
-// withBuild has each target that is this module's followed by the same of another build.
+// withBuild adds, after each target of this module, the same target of another build.
 func withBuild(all []target, program string) (both []target) {
 	for _, c := range all {
 		both = append(both, c)
@@ -74,7 +74,7 @@ func withBuild(all []target, program string) (both []target) {
 
 func (c target) isPortcullis() bool { return strings.HasPrefix(c.title, "Portcullis") }
 
-// portcullis runs as shipped but for the limits on upgrades, which are per address: here they all come from one.
+// portcullis runs with its defaults, except for the limits on upgrades by address: here all upgrades come from one address.
 func portcullis(settings ...string) func(environment) (command, error) {
 	return func(s environment) (command, error) {
 		return command{path: s.program, addr: s.listen, env: append([]string{
@@ -148,8 +148,8 @@ func (s environment) configure(name, text string) error {
 	})
 }
 
-// peers are the Go libraries, each behind the few lines of their own documentation.
-var peers = map[string]func(echo netip.AddrPort) http.Handler{
+// libraries are the Go libraries, each used as its documentation shows.
+var libraries = map[string]func(echo netip.AddrPort) http.Handler{
 	"reverseproxy": func(echo netip.AddrPort) http.Handler {
 		target := &url.URL{Scheme: "http", Host: echo.String()}
 		return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
@@ -159,18 +159,18 @@ var peers = map[string]func(echo netip.AddrPort) http.Handler{
 	},
 }
 
-// peer is this program started again to serve one of peers.
-func peer(name string) func(environment) (command, error) {
+// library is this program started again to serve one of libraries.
+func library(name string) func(environment) (command, error) {
 	return func(s environment) (command, error) {
 		return command{path: s.self, addr: s.listen, args: []string{name, s.listen.String(), s.echo.String()}}, nil
 	}
 }
 
-// servePeer takes the addresses to listen on and of the backend.
-func servePeer(name string, args []string) error {
+// serveLibrary takes the addresses to listen on and of the backend.
+func serveLibrary(name string, args []string) error {
 	l, err := net.Listen("tcp", args[0])
 	if err != nil {
 		return err
 	}
-	return http.Serve(l, peers[name](netip.MustParseAddrPort(args[1])))
+	return http.Serve(l, libraries[name](netip.MustParseAddrPort(args[1])))
 }

@@ -12,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The handshake's example of RFC 6455 section 1.3. One key will do: nothing here guards against caches.
+// The example of RFC 6455 section 1.3. One key is enough: there are no caches to guard against.
 const (
 	handshakeKey    = "dGhlIHNhbXBsZSBub25jZQ=="
 	handshakeAccept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 )
 
-// token is what the client presents and what the token endpoint is asked about.
+// token is the client's, and the one that the token endpoint accepts.
 const token = "benchmark"
 
-// maskKey masks every frame of the client; any key other than 0 makes a proxy that unmasks do its work.
+// maskKey masks every frame of the client. It is not 0, so that a proxy that unmasks has its work to do.
 const maskKey uint32 = 0x3d21fa37
 
 const (
@@ -53,7 +53,7 @@ func newMessage(payload int) message {
 	return message{payload: payload, sent: append(sent, body...), echoed: echoed}
 }
 
-// header is that of an unmasked final binary frame, RFC 6455 section 5.2.
+// header returns the header of an unmasked final binary frame, RFC 6455 section 5.2.
 func header(payload int) []byte {
 	h := []byte{0x80 | opBinary}
 	switch {
@@ -66,7 +66,7 @@ func header(payload int) []byte {
 	}
 }
 
-// xor masks or unmasks b, eight bytes at a time, and returns the key turned for the byte that follows.
+// xor masks or unmasks b, eight bytes at a time, and returns the key rotated for the byte that follows.
 func xor(b []byte, key uint32) uint32 {
 	wide := uint64(key)<<32 | uint64(key)
 	for len(b) >= 8 {
@@ -86,10 +86,11 @@ func acceptKey(key []byte) string {
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// edges is how client and server watch a connection: once, edge-triggered, so that no message costs an epoll_ctl.
-const edges = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+// edgeTriggered are the events for which client and server watch a connection: added once, so that no message costs an
+// epoll_ctl.
+const edgeTriggered = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 
-// watch adds fd to an epoll; what an event of it will carry is tag.
+// watch adds fd to an epoll. Its events carry tag.
 func watch(epoll, fd, tag int, events uint32) error {
 	return unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(tag)})
 }

@@ -1,12 +1,12 @@
 // Package certificate keeps the server's TLS certificate current: it loads a certificate and its key from two files
 // and loads both anew when either changes, so that a renewal needs no restart and ends no session.
 //
-// A handshake looks at the files, once a second at most, and goes on with what it finds. The handshakes beside it go on with
-// the pair at hand, so that a hanging file system holds up one of them and not all. Watch looks once a day besides, and warns of
-// a certificate that clients refuse, or soon will.
+// A handshake checks the files, once a second at most, and uses what it finds. Other handshakes meanwhile use the pair in memory,
+// so that a hanging file system holds up one of them and not all. Watch checks once a day as well, and warns of a certificate
+// that clients refuse, or soon will.
 //
-// Two files cannot be replaced at one moment. Between the first and the second, or in the middle of a write, certificate and
-// key do not match or do not parse; then the old pair stays, the problem is reported once, and the next look tries
+// Two files cannot be replaced at the same moment. Between the first and the second, or in the middle of a write, certificate and
+// key do not match or do not parse. Then the old pair stays in use, the problem is reported once, and the next check tries
 // again. Whoever renews SHOULD write new files and rename them into place.
 package certificate
 
@@ -24,49 +24,49 @@ import (
 	"time"
 )
 
-// interval is the least time between two looks at the files. A look costs two calls of stat, which a second makes cheap; a
-// renewal can wait that long, being due weeks before the old certificate expires.
+// interval is the least time between two checks of the files. A check costs two calls of stat, which is cheap once a second. A
+// renewal can wait that long, because it comes weeks before the old certificate expires.
 const interval = time.Second
 
 const (
-	// day is between two warnings of a certificate that is not renewed.
+	// day is the time between two warnings of a certificate that is not renewed.
 	day = 24 * time.Hour
-	// soon is how long before its end a certificate is warned about. Tools that renew them do so 30 days before.
-	soon = 14 * day
+	// expiryWarning is how long before its end a certificate is first warned of. Tools renew certificates 30 days before.
+	expiryWarning = 14 * day
 )
 
 // Reloader hands out the certificate. It is safe for concurrent use; make it with New.
 type Reloader struct {
-	// Warn is told of files that changed and do not load, while the old pair stays in use: once for each problem, until it is
-	// gone. It is told of a pair that is not valid, or not for long, when it is loaded and every day. It runs inside a
-	// handshake or in Watch, and never twice at a time. Nil: nobody is told. Set it before either.
+	// Warn is told of changed files that do not load, while the old pair stays in use: once for each problem, until it is
+	// solved. It is told of a pair that is not valid, or not for long, when the pair is loaded and every day. It runs inside
+	// a handshake or in Watch, and never twice at the same time. Nil: nobody is told. Set it before either runs.
 	Warn func(error)
 
 	prefix            string // of the settings' names
 	certFile, keyFile string
 	elapsed           func() time.Duration // monotonic time since New; a seam for tests
 
-	pair atomic.Pointer[tls.Certificate] // never nil after New
-	due  atomic.Int64                    // elapsed time from which to look again
+	pair      atomic.Pointer[tls.Certificate] // never nil after New
+	nextCheck atomic.Int64                    // elapsed time of the next check
 
-	looking sync.Mutex // held by the one that looks; handshakes only ever try it; guards what follows
-	loaded  stamps     // of the files that pair was read from
-	warned  string     // the problem reported last; empty: none since the files were last in order
+	checking sync.Mutex   // held during a check; handshakes only try to lock it; guards what follows
+	loaded   fileVersions // of the files that pair was read from
+	warned   string       // the problem reported last; empty: none since the files were last in order
 }
 
-// stamps are the versions of the two files.
-type stamps struct{ cert, key stamp }
+// fileVersions are the versions of the two files.
+type fileVersions struct{ cert, key fileVersion }
 
-// stamp tells versions of a file apart. It is compared with ==, which is right for times from stat: they have no monotonic
-// reading and all the same location. The zero stamp is no file's.
-type stamp struct {
+// fileVersion tells versions of a file apart. It is compared with ==, which is right for times from stat: they have no monotonic
+// reading, and all have the same location. No file has the zero fileVersion.
+type fileVersion struct {
 	modified time.Time
 	size     int64
 }
 
 // New loads the pair for the first time. The files hold PEM: the certificate and its chain, leaf first, and the unencrypted
-// key. Errors name TLS_CERT_FILE and TLS_KEY_FILE behind the prefix, both at once where both are wrong. One without the other is
-// an error; so is neither, for then there is no reason to call New.
+// key. Errors name TLS_CERT_FILE and TLS_KEY_FILE with the prefix, both at once if both are wrong. One without the other is an
+// error. So is neither, because then there is no reason to call New.
 func New(prefix, certFile, keyFile string) (*Reloader, error) {
 	certName, keyName := prefix+"TLS_CERT_FILE", prefix+"TLS_KEY_FILE"
 	switch {
@@ -82,7 +82,7 @@ func New(prefix, certFile, keyFile string) (*Reloader, error) {
 		keyFile:  keyFile,
 		elapsed:  func() time.Duration { return time.Since(start) },
 	}
-	r.due.Store(int64(interval))
+	r.nextCheck.Store(int64(interval))
 	if err := r.load(); err != nil {
 		return nil, err
 	}
@@ -91,24 +91,24 @@ func New(prefix, certFile, keyFile string) (*Reloader, error) {
 
 // Get is for tls.Config.GetCertificate. It always has a pair and never fails.
 func (r *Reloader) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if r.isDue() && r.looking.TryLock() {
-		r.look(false)
+	if r.isDue() && r.checking.TryLock() {
+		r.check(false)
 	}
 	return r.pair.Load(), nil
 }
 
 func (r *Reloader) isDue() bool {
-	return int64(r.elapsed()) >= r.due.Load()
+	return int64(r.elapsed()) >= r.nextCheck.Load()
 }
 
-// look takes over a changed pair and reports one that does not load. It is called with r.looking held and unlocks it. Daily
-// it reports a pair that is not valid for long, too, which it does of a new one at once.
-func (r *Reloader) look(daily bool) {
-	defer r.looking.Unlock() // also if Warn panics: net/http recovers, and the next handshakes look again
+// check loads a changed pair and reports one that does not load. It is called with r.checking locked and unlocks it. It also
+// reports a pair that is not valid for long: a new pair at once, any pair if daily is true.
+func (r *Reloader) check(daily bool) {
+	defer r.checking.Unlock() // even if Warn panics: net/http recovers, and later handshakes check again
 	if !daily && !r.isDue() {
-		return // another handshake looked after this one had found it due
+		return // another handshake has just checked
 	}
-	r.due.Store(int64(r.elapsed() + interval))
+	r.nextCheck.Store(int64(r.elapsed() + interval))
 
 	before := r.pair.Load()
 	if err := r.load(); err == nil {
@@ -128,11 +128,11 @@ func (r *Reloader) warn(err error) {
 	}
 }
 
-// Watch looks at the files and at the validity of what they hold, now and once a day, until ctx ends.
+// Watch checks the files and the validity of the pair, now and once a day, until ctx ends.
 func (r *Reloader) Watch(ctx context.Context) {
 	for {
-		r.looking.Lock()
-		r.look(true)
+		r.checking.Lock()
+		r.check(true)
 		select {
 		case <-ctx.Done():
 			return
@@ -141,8 +141,8 @@ func (r *Reloader) Watch(ctx context.Context) {
 	}
 }
 
-// validity says what is wrong with the times of the certificates in use: the leaf, and those above it that clients need. A
-// root, which signs itself, they have of their own.
+// validity says what is wrong with the times of the certificates in use: the leaf, and those above it. It leaves out roots, which
+// sign themselves, because clients have their own copies.
 func (r *Reloader) validity(now time.Time) error {
 	for i, der := range r.pair.Load().Certificate {
 		c, err := x509.ParseCertificate(der)
@@ -155,7 +155,7 @@ func (r *Reloader) validity(now time.Time) error {
 			wrong = "expired at " + c.NotAfter.Format(time.RFC3339)
 		case now.Before(c.NotBefore):
 			wrong = "is not valid before " + c.NotBefore.Format(time.RFC3339)
-		case left < soon:
+		case left < expiryWarning:
 			wrong = "expires soon, at " + c.NotAfter.Format(time.RFC3339)
 		default:
 			continue
@@ -169,14 +169,14 @@ func (r *Reloader) validity(now time.Time) error {
 	return nil
 }
 
-// load reads the pair unless its files are those it was read from. After an error the stamps are still the old pair's, so that
-// the next call tries again whether or not the files have changed since: a write can be too quick for the clock of the file system.
+// load reads the pair if its files have changed. After an error r.loaded still names the old versions, so that the next call tries
+// again whether or not the files have changed since: two writes can have the same time on a file system with a coarse clock.
 func (r *Reloader) load() error {
-	// The stamps are taken before the files are read. Should a file change in between, the pair is newer than its stamps
-	// and is read once more than needed; the other way round a change would be missed.
+	// The versions are taken before the files are read. If a file changes in between, the pair is newer than its versions and
+	// is read once more than needed. The other way round, a change would be missed.
 	cert, certErr := statFile(r.certFile)
 	key, keyErr := statFile(r.keyFile)
-	now := stamps{cert, key}
+	now := fileVersions{cert, key}
 	if certErr == nil && keyErr == nil && now == r.loaded {
 		return nil
 	}
@@ -205,21 +205,21 @@ func (r *Reloader) load() error {
 	return nil
 }
 
-func statFile(name string) (stamp, error) {
+func statFile(name string) (fileVersion, error) {
 	info, err := os.Stat(name) // follows the symbolic links by which Kubernetes swaps a mounted secret
 	if err != nil {
-		return stamp{}, err
+		return fileVersion{}, err
 	}
-	return stamp{info.ModTime(), info.Size()}, nil
+	return fileVersion{info.ModTime(), info.Size()}, nil
 }
 
-// unreadable words a file error as a mistake in the setting; nil stays nil.
+// unreadable turns a file's error into one of the setting; nil stays nil.
 func unreadable(setting, name string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
-		err = path.Err // the name is said already
+		err = path.Err // without the name, which the text has already
 	}
 	return fmt.Errorf("%s: %q cannot be read: %w; want a PEM file", setting, name, err)
 }

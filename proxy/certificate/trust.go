@@ -9,11 +9,11 @@ import (
 	"os"
 )
 
-// errOther says that a server is not the one that was meant.
-var errOther = errors.New("the server shows another certificate than that of ADMIN_TLS_CERT_FILE")
+// errOtherCertificate says that the server is not the expected one.
+var errOtherCertificate = errors.New("the server shows another certificate than that of ADMIN_TLS_CERT_FILE")
 
-// TrustOnly returns how a client speaks to the server that shows exactly the first certificate of a PEM file: whoever issued it,
-// whatever names it has, and however old it is. Only its key's owner can show it.
+// TrustOnly returns the TLS configuration of a client that accepts one certificate only, the first of a PEM file. Its issuer, its
+// names and its age do not matter: only the owner of its key can use it.
 func TrustOnly(file string) (*tls.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -28,7 +28,7 @@ func TrustOnly(file string) (*tls.Config, error) {
 		InsecureSkipVerify: true, // VerifyConnection is stricter
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if !bytes.Equal(s.PeerCertificates[0].Raw, block.Bytes) {
-				return errOther
+				return errOtherCertificate
 			}
 			return nil
 		},

@@ -8,16 +8,16 @@
 //	X-Forwarded-For: 6.6.6.6, 198.51.100.7, 10.0.0.2     peer 10.0.0.1, TRUSTED_PROXIES=10.0.0.0/8
 //	                 forged   client        trusted           trusted
 //
-// The walk ends early, at the last trusted hop, where an entry is not an address: what a proxy wrote there
-// (empty, "unknown", "unix:") says that it did not know either, and the text beyond has no author. An empty list
-// element is such an entry, although RFC 9110 section 5.6.1 lets recipients skip it. Where every hop is trusted,
-// the leftmost is the client.
+// The walk ends early, at the last trusted hop, if an entry is not an address. Such an entry (empty, "unknown",
+// "unix:") says that the proxy did not know the address, and nobody vouches for the text to its left. An empty list
+// element is such an entry, although RFC 9110 section 5.6.1 lets recipients skip it. If every hop is trusted, the
+// leftmost is the client.
 //
 // Addresses are compared and handed out in one form: IPv4-mapped IPv6 (::ffff:192.0.2.1) becomes IPv4, and a zone
 // (fe80::1%eth0) is dropped. Otherwise one host would have several names, and as many rate limits.
 //
 // Nothing is trusted by default. Each trusted proxy MUST append to X-Forwarded-For or replace it; one that passes it on
-// as it came lets the client write the list. The Forwarded header (RFC 7239) and X-Real-IP are not read: a proxy
+// unchanged lets the client write the list. The Forwarded header (RFC 7239) and X-Real-IP are not read: a proxy
 // that maintains one header passes the client's copies of the others on untouched.
 package clientip
 
@@ -38,8 +38,8 @@ type Config struct {
 	TrustedProxies []string `env:"TRUSTED_PROXIES"`
 }
 
-// maxHops bounds how many entries are read. No real chain comes near it; a longer one can only be made by a client
-// that is itself inside a trusted prefix, and ends the walk as a malformed entry does.
+// maxHops bounds how many entries are read. No real chain comes near it. Only a client that is itself inside a
+// trusted prefix can make a longer one, and that ends the walk as a malformed entry does.
 const maxHops = 32
 
 // maxEntry is the length of the longest entry worth parsing: an IPv6 address ending in dotted IPv4 (45) with
@@ -63,8 +63,8 @@ func New(c Config) (*Resolver, error) {
 		}
 		r.trusted = append(r.trusted, p)
 	}
-	for _, e := range everyone {
-		if !slices.ContainsFunc(e.all, func(p netip.Prefix) bool { return !covered(p, r.trusted) }) {
+	for _, e := range clientRanges {
+		if !slices.ContainsFunc(e.prefixes, func(p netip.Prefix) bool { return !covered(p, r.trusted) }) {
 			errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %q trust every %s address, so that each client could name its own; want your own proxies alone",
 				strings.Join(c.TrustedProxies, ","), e.family))
 		}
@@ -75,11 +75,11 @@ func New(c Config) (*Resolver, error) {
 	return r, nil
 }
 
-// everyone is where clients come from, by family: all of IPv4 below multicast (RFC 1112 section 4), and the global unicast
-// addresses of IPv6 that are given out (RFC 4291 section 2.4).
-var everyone = []struct {
-	family string
-	all    []netip.Prefix
+// clientRanges are the addresses that clients can have, by family: all of IPv4 below multicast (RFC 1112 section 4), and the
+// global unicast addresses of IPv6 that are given out (RFC 4291 section 2.4).
+var clientRanges = []struct {
+	family   string
+	prefixes []netip.Prefix
 }{
 	{"IPv4", []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/2"), netip.MustParsePrefix("192.0.0.0/3")}},
 	{"IPv6", []netip.Prefix{netip.MustParsePrefix("2000::/3")}},
@@ -129,7 +129,7 @@ func parsePrefix(s string) (_ netip.Prefix, wrong string) {
 	}
 	switch {
 	case p.Bits() == 0:
-		// Every hop would be trusted and so the leftmost entry, the client's own text, would be believed.
+		// Every hop would be trusted, so the leftmost entry, the client's own text, would be believed.
 		return p, "trusts everyone, so that each client could name its own address"
 	case p != p.Masked():
 		return p, fmt.Sprintf("has bits set beyond its length (did you mean %s?)", p.Masked())
@@ -140,11 +140,11 @@ func parsePrefix(s string) (_ netip.Prefix, wrong string) {
 // Client is where a request comes from.
 type Client struct {
 	// Addr is the client's address, unmapped and without zone: the key for limits and logs.
-	// It is the zero Addr only where the TCP peer was.
+	// It is the zero Addr only if the TCP peer's is.
 	Addr netip.Addr
 
 	// Chain is the verified part of X-Forwarded-For, to be sent on in its place: the client first, then each trusted
-	// hop, the TCP peer last. Where the client is the peer, that is one entry. It belongs to the caller.
+	// hop, the TCP peer last. If the client is the peer, that is one entry. The slice belongs to the caller.
 	Chain []netip.Addr
 
 	// Proxied says that the TCP peer is a trusted proxy: its X-Forwarded-Proto and -Host may be believed.
@@ -153,7 +153,7 @@ type Client struct {
 
 // Resolve finds the client of a request that came over a connection from peer. forwardedFor holds the values of its
 // X-Forwarded-For header in order; several lines are one list (RFC 9110 section 5.3), however they are divided.
-// It never fails: in doubt the client is the nearest hop that is known. A zero peer gives a zero Client.
+// It never fails: in doubt the client is the hop that was verified last. A zero peer gives a zero Client.
 func (r *Resolver) Resolve(peer netip.AddrPort, forwardedFor []string) Client {
 	addr := canonical(peer.Addr())
 	if !addr.IsValid() {

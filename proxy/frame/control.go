@@ -83,8 +83,8 @@ func ClosePayload(code int, reason string) []byte {
 }
 
 // ParseClose reads the payload of a Close frame; an empty one has the code
-// CodeNoStatus. ErrClose: the code is cut off, or one that may not be sent, or
-// the reason is not UTF-8. Codes that are merely unassigned pass: the registry grows.
+// CodeNoStatus. It returns ErrClose if the code is incomplete or may not be sent,
+// or if the reason is not UTF-8. Unassigned codes pass: the registry grows.
 func ParseClose(payload []byte) (code int, reason string, err error) {
 	switch len(payload) {
 	case 0:

@@ -2,9 +2,9 @@
 // headers, masks, control frames, and a Scanner that follows one direction of
 // a connection through chunks of any size and always knows where it stands.
 //
-// Nothing here copies, buffers or decodes a payload. That is what lets a relay
-// pass messages of any size through, still masked and still compressed, and
-// yet know every boundary at which it may speak itself.
+// Nothing here copies, buffers or decodes a payload. So a relay can pass messages
+// of any size through, still masked and still compressed, and yet know every
+// boundary at which it may insert a frame of its own.
 package frame
 
 import (
@@ -61,7 +61,7 @@ type Header struct {
 // Parse reads the header at the start of b and returns its size in bytes: 0 if
 // b ends before the header does. The errors are ErrLength and ErrLengthForm;
 // everything else that can be wrong with a header depends on what came before
-// it, or on who sent it, so that is for the Scanner.
+// it, or on who sent it, so the Scanner checks it.
 func Parse(b []byte) (h Header, size int, err error) {
 	if len(b) < 2 {
 		return Header{}, 0, nil
@@ -131,11 +131,11 @@ func (h Header) Append(b []byte) []byte {
 	return b
 }
 
-// Mask masks or unmasks b in place; RFC 6455, section 5.3. The first byte of b
-// is byte number at of the payload.
-func Mask(key [4]byte, at int64, b []byte) {
+// Mask masks or unmasks b in place; RFC 6455, section 5.3. b begins at offset in
+// the payload.
+func Mask(key [4]byte, offset int64, b []byte) {
 	k := binary.LittleEndian.Uint32(key[:])
-	k = bits.RotateLeft32(k, -8*int(at&3))
+	k = bits.RotateLeft32(k, -8*int(offset&3))
 	wide := uint64(k)<<32 | uint64(k)
 	for len(b) >= 8 {
 		binary.LittleEndian.PutUint64(b, binary.LittleEndian.Uint64(b)^wide)

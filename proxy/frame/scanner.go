@@ -36,9 +36,9 @@ type Rules struct {
 }
 
 // Scanner follows the frames of one direction. It holds no bytes and does no
-// I/O: the caller shows it what has arrived, and shows it again, with more
-// behind, what Next could not yet use. The zero value stands at the start of
-// a connection.
+// I/O: the caller passes it what has arrived. Bytes that Next could not use yet
+// must be passed again, followed by more. The zero value is for the start of a
+// connection.
 type Scanner struct {
 	left int64 // payload bytes of the current data frame that are still to come
 	size int64 // payload bytes of the current message, announced by its headers so far
@@ -49,12 +49,13 @@ type Scanner struct {
 // Part is what Next found at the start of its input.
 type Part struct {
 	// Size is how many bytes of the input the part has. 0: the input ends
-	// inside a header or a control frame; show it again with more behind it.
+	// inside a header or a control frame; pass it again, followed by more.
 	Size int
 	// Payload is how many of them, at the end, are payload.
 	Payload int
 	// Header is that of a control frame, or of the data frame that begins
-	// with this part; Starts tells the latter from a mere piece of payload.
+	// with this part. Starts says that a data frame begins: if it and Control
+	// are false, the part is payload only.
 	Header Header
 	Starts bool
 	// Control: the part is one whole control frame.
@@ -65,7 +66,7 @@ type Part struct {
 
 // Next looks at the first part of b, and steps over it: a whole control
 // frame, or as much of one data frame as b holds. An error is of type Error
-// and final: nothing after it has boundaries.
+// and final: after it the boundaries of frames are unknown.
 func (s *Scanner) Next(b []byte, rules *Rules) (Part, error) {
 	if s.left > 0 {
 		return s.payload(Part{}, 0, len(b)), nil
@@ -135,9 +136,8 @@ func (s *Scanner) control(h Header, size int, b []byte, rules *Rules) (Part, err
 	return Part{Size: size + int(h.Length), Payload: int(h.Length), Header: h, Control: true}, nil
 }
 
-// Inside reports whether the scanner stands inside a data frame. Where it does
-// not, a frame of one's own may be inserted, even between the fragments of a
-// message if it is a control frame.
+// Inside reports whether the scanner is inside a data frame. If it is not, a
+// frame may be inserted: between the fragments of a message a control frame only.
 func (s *Scanner) Inside() bool { return s.left > 0 }
 
 // InMessage reports whether a message is under way: begun, and not ended.

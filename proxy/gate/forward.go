@@ -185,7 +185,7 @@ func (g *Gate) switchingProtocols(u *upgrade) []byte {
 		return append(b, "\r\n"...)
 	}
 	// A browser that offered subprotocols fails the handshake where none is chosen; "bearer" was offered along with the token.
-	if protocol := cmp.Or(u.upstream.Protocol, u.grant.Credential.Answer); protocol != "" {
+	if protocol := cmp.Or(u.upstream.Protocol, u.grant.Credential.Subprotocol); protocol != "" {
 		field("Sec-WebSocket-Protocol", protocol)
 	}
 	if u.upstream.Extensions != "" {

@@ -41,13 +41,13 @@ func (g *Gate) checkSessionCaps(u *upgrade) *refusal.Refusal {
 	return capRefusal(g.Limits.SessionsFull(u.Key))
 }
 
-func capRefusal(scope ratelimit.Scope) *refusal.Refusal {
+func capRefusal(scope ratelimit.Cap) *refusal.Refusal {
 	switch scope {
 	case "":
 		return nil
-	case ratelimit.ScopeAddress:
+	case ratelimit.CapAddress:
 		return &refusal.Refusal{Reason: refusal.SessionsAddress}
-	case ratelimit.ScopeSubject:
+	case ratelimit.CapSubject:
 		return &refusal.Refusal{Reason: refusal.SessionsSubject}
 	default:
 		return &refusal.Refusal{Reason: refusal.SessionsTotal}
@@ -59,7 +59,7 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 	if no := g.checkSubject(u.grant.Subject); no != nil {
 		return no
 	}
-	slot, scope := g.Limits.Open(u.Key, u.grant.Subject)
+	slot, scope := g.Limits.AcquireSlot(u.Key, u.grant.Subject)
 	u.slot = slot
 	return capRefusal(scope)
 }

@@ -35,7 +35,7 @@ func (g *Gate) redeem(u *upgrade, text string) error {
 		return auth.ErrConflict // the upstream might go by a token that it finds
 	}
 	u.grant = grant
-	u.grant.Answer = shown.Answer
+	u.grant.Subprotocol = shown.Subprotocol
 	if end := session.End(u.grant.Decision); end.IsZero() || time.Now().Before(end) {
 		return nil
 	}

@@ -8,8 +8,8 @@ import "strings"
 //	extension = token *( ";" token [ "=" ( token / quoted-string ) ] )
 //
 // with white space between any two of these, around = too: it takes the grammar of RFC 2616 and its "implied *LWS", where
-// RFC 9110 section 5.6.6 would have none there. A quoted value is a token once it is unquoted, so that no comma or semicolon
-// hides in one; one that needs a backslash to be quoted is refused, for it is none as it stands.
+// RFC 9110 section 5.6.6 would have none there. A quoted value must be a token once it is unquoted, so no comma or semicolon
+// hides in one. A value with a backslash is refused, because as it stands it is not a token.
 func ExtensionName(element string) string {
 	name, params, more := strings.Cut(element, ";")
 	for more {

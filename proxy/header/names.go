@@ -13,16 +13,16 @@ const (
 	EndToEnd Kind = iota
 	// Hop headers concern one connection (RFC 9110 section 7.6.1).
 	Hop
-	// Framing headers say whether there is a body and where it ends. A handshake has none, and to a server that believes
-	// otherwise its frames are a body, or the next request.
+	// Framing headers say whether there is a body and where it ends. A handshake has no body. A server that expects one would
+	// read frames as the body, or as the next request.
 	Framing
-	// Address headers are words for the client's address. Whoever believes the client's own can be told any.
+	// Address headers state the client's address. A server that believes the client's own header can be told any address.
 	Address
 	// Scheme headers say whether the client came over TLS.
 	Scheme
 	// Target headers ask for another path, host or method than the request does, past what was checked.
 	Target
-	// Forwarded headers are the X-Forwarded-* of no other kind: what a proxy in front knows and this gate does not.
+	// Forwarded headers are the other X-Forwarded-*: they state what a proxy in front knows and this gate does not.
 	Forwarded
 	// Handshake headers are Sec-WebSocket-*.
 	Handshake
@@ -30,7 +30,7 @@ const (
 	Own
 )
 
-// names are the headers of each kind, in canonical spelling; those that follow from the beginning of the name aside.
+// names are the headers of each kind, in canonical spelling, without those that a prefix tells.
 var names = map[Kind][]string{
 	Hop: {
 		"Connection", "Keep-Alive", "Te", "Upgrade",
@@ -40,7 +40,7 @@ var names = map[Kind][]string{
 	},
 	Framing: {"Content-Length", "Transfer-Encoding", "Trailer", "Expect"},
 	Address: {
-		"Forwarded", // RFC 7239. Not rewritten: two accounts of one fact only invite the reading that differs
+		"Forwarded", // RFC 7239. Not rewritten: two headers that state one fact may be read differently
 		"X-Forwarded-For", "X-Real-Ip",
 		"X-Original-Forwarded-For", // ingress-nginx: what came before its own
 		"X-Forwarded", "Forwarded-For", "Client-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Remote-Ip", "X-Remote-Addr", "X-Originating-Ip",
@@ -60,7 +60,7 @@ var names = map[Kind][]string{
 	},
 }
 
-// prefixes are how all names of a kind begin that names does not have.
+// prefixes tell the kind of a header that is not in names.
 var prefixes = []struct {
 	prefix string
 	kind   Kind
@@ -95,18 +95,18 @@ func KindOf(name string) Kind {
 	return EndToEnd
 }
 
-// Names returns the names of a kind, in canonical spelling; none where the beginning of the name tells.
+// Names returns the names of a kind, in canonical spelling, without those that a prefix tells.
 func Names(kind Kind) []string { return names[kind] }
 
-// Fold spells a name as the servers read it that do not tell its punctuation apart, in canonical case. CGI and its heirs
-// (RFC 3875 section 4.1.18) turn - into _, and some turn everything that is neither letter nor digit into it, so that
-// X.Forwarded_For arrives as X-Forwarded-For (CVE-2026-30851, CVE-2026-88011).
+// Fold returns a name, in canonical case, as it is read by servers that take all punctuation for the same. CGI and its heirs (RFC
+// 3875 section 4.1.18) turn - into _, and some turn everything that is neither letter nor digit into _, so that X.Forwarded_For
+// arrives as X-Forwarded-For (CVE-2026-30851, CVE-2026-88011).
 func Fold(name string) string {
 	for i := range len(name) {
-		if isOdd(name[i]) {
+		if foldsToDash(name[i]) {
 			spelt := []byte(name)
 			for i, c := range spelt {
-				if isOdd(c) {
+				if foldsToDash(c) {
 					spelt[i] = '-'
 				}
 			}
@@ -117,9 +117,9 @@ func Fold(name string) string {
 	return textproto.CanonicalMIMEHeaderKey(name)
 }
 
-func isOdd(c byte) bool { return c != '-' && !isAlphanumeric(c) }
+func foldsToDash(c byte) bool { return c != '-' && !isAlphanumeric(c) }
 
-// Same reports whether servers may take a and b for one header, as [Fold] has it.
+// Same reports whether servers may take a and b for the same header: whether [Fold] makes them equal.
 func Same(a, b string) bool {
 	if len(a) != len(b) {
 		return false
@@ -136,7 +136,7 @@ func foldByte(c byte) byte {
 	switch {
 	case 'A' <= c && c <= 'Z':
 		return c + 'a' - 'A'
-	case isOdd(c):
+	case foldsToDash(c):
 		return '-'
 	}
 	return c

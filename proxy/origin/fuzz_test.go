@@ -42,7 +42,7 @@ func FuzzNew(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if l.any {
+		if l.allowAll {
 			t.Fatalf("%q allows any origin", pattern)
 		}
 		self := pattern

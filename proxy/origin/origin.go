@@ -5,7 +5,7 @@
 // server that ignores it and authenticates by cookie lets every page that the user visits speak in the user's name
 // (cross-site WebSocket hijacking). So a list MUST be set where a cookie carries the token, and SHOULD be set otherwise.
 //
-// It is no protection from programs, which send whatever Origin they like; one that sends none passes.
+// It does not protect against programs, which can send any Origin; a request without one passes.
 //
 // Both sides are parsed into scheme, host and port (RFC 6454 section 4) and compared as such, never as text: comparing
 // prefixes, suffixes or patterns lets https://app.example.com.evil.example or https://evil-example.com through. What is not
@@ -35,22 +35,22 @@ type Config struct {
 	Origins []string `env:"ORIGINS" guard:"true"`
 }
 
-// List is a compiled allow list. It is immutable and safe for concurrent use. The zero List allows no origin: to
-// allow any takes New.
+// List is a compiled allow list. It is immutable and safe for concurrent use. The zero List allows no origin: only
+// New makes one that allows any.
 type List struct {
-	any   bool
-	null  bool
-	exact map[origin]struct{}
-	below map[origin]struct{} // from "*." patterns: the host is the domain without "*."
+	allowAll  bool
+	null      bool
+	exact     map[origin]struct{}
+	wildcards map[origin]struct{} // from "*." patterns: the host is the domain without "*."
 }
 
 // New compiles the list. The error joins all mistakes found, one line each. A "*." pattern on a domain under which anyone can
 // get a name (*.com, *.co.uk, *.github.io: a public suffix, https://publicsuffix.org) is a mistake.
 func New(c Config) (*List, error) {
 	l := &List{
-		any:   len(c.Origins) == 0,
-		exact: make(map[origin]struct{}),
-		below: make(map[origin]struct{}),
+		allowAll:  len(c.Origins) == 0,
+		exact:     make(map[origin]struct{}),
+		wildcards: make(map[origin]struct{}),
 	}
 	var errs []error
 	for _, s := range c.Origins {
@@ -74,22 +74,23 @@ func (l *List) add(pattern string) (wrong string) {
 	case wrong != "":
 		return wrong
 	case wildcard:
-		l.below[o] = struct{}{}
+		l.wildcards[o] = struct{}{}
 	default:
 		l.exact[o] = struct{}{}
 	}
 	return ""
 }
 
-// Allows reports whether a request with these values of the Origin header may connect. None passes: it is not a browser's.
-// More than one never does, whatever the list: no browser sends that, and two readers could differ on which one counts.
+// Allows reports whether a request with these values of the Origin header may connect. A request without
+// values passes: it is not a browser's. More than one value never passes, whatever the list: no browser sends that, and two
+// readers could differ on which one counts.
 func (l *List) Allows(values []string) bool {
 	switch {
 	case len(values) == 0:
 		return true
 	case len(values) > 1:
 		return false
-	case l.any:
+	case l.allowAll:
 		return true
 	case values[0] == "null":
 		return l.null
@@ -107,7 +108,7 @@ func (l *List) Allows(values []string) bool {
 		if _, o.host, ok = strings.Cut(o.host, "."); !ok {
 			return false
 		}
-		if _, ok = l.below[o]; ok {
+		if _, ok = l.wildcards[o]; ok {
 			return true
 		}
 	}

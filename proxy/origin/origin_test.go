@@ -88,7 +88,7 @@ var allowTests = []struct {
 
 func TestAllows(t *testing.T) {
 	l := newList(t, listed...)
-	if l.any {
+	if l.allowAll {
 		t.Error("a list allows any origin")
 	}
 	for _, tt := range allowTests {
@@ -129,10 +129,10 @@ func TestCountOfHeaders(t *testing.T) {
 }
 
 func TestAny(t *testing.T) {
-	if !newList(t).any {
+	if !newList(t).allowAll {
 		t.Error("an empty ORIGINS does not allow any origin")
 	}
-	if new(List).any {
+	if new(List).allowAll {
 		t.Error("the zero List allows any origin")
 	}
 }

@@ -15,7 +15,7 @@ const (
 	maxLabel = 63
 )
 
-// maxOrigin bounds what is looked at: the longest host leaves plenty for the scheme and the port.
+// maxOrigin is the longest text that is parsed. It leaves plenty for the scheme and the port beside the longest host.
 const maxOrigin = 400
 
 // origin is the triple of RFC 6454 section 4, normalised so that equal origins are equal values.
@@ -25,8 +25,8 @@ type origin struct {
 	port   uint16 // 0: the scheme's default
 }
 
-// parsePattern reads one entry of ORIGINS other than "null", or says what is wrong with it. With wildcard, the
-// origin's host is the domain whose subdomains are meant.
+// parsePattern reads one entry of ORIGINS other than "null", or says what is wrong with it. If wildcard is true, the
+// origin's host is the domain whose subdomains may connect.
 func parsePattern(s string) (o origin, wildcard bool, wrong string) {
 	if scheme, domain, ok := strings.Cut(s, "://*."); ok {
 		s, wildcard = scheme+"://"+domain, true
@@ -54,7 +54,7 @@ func parsePattern(s string) (o origin, wildcard bool, wrong string) {
 }
 
 // isPublicSuffix reports whether anyone can get a name directly below domain: top-level domains, those of registries such
-// as co.uk, and those of hosters such as github.io, where an attacker is one free account away. A domain of one label is one.
+// as co.uk, and those of hosters such as github.io, where an attacker needs only a free account. Every domain of one label is one.
 func isPublicSuffix(domain string) bool {
 	suffix, _ := publicsuffix.PublicSuffix(domain)
 	return suffix == domain
@@ -112,7 +112,7 @@ func parseHost(s string) (host, wrong string) {
 	if len(s) > maxHost {
 		return "", "has a host name that is too long"
 	}
-	// A trailing dot makes an empty label. Browsers take https://example.com. for another origin, and so it is none here.
+	// A trailing dot makes an empty label. Browsers take https://example.com. for another origin, so it is refused here.
 	for rest, more := s, true; more; {
 		var label string
 		if label, rest, more = strings.Cut(rest, "."); !isLabel(label) {
@@ -158,7 +158,7 @@ func isScheme(s string) bool {
 	return s != ""
 }
 
-// isLabel reports whether s is a label of a host name. The underscore is no host name's (RFC 952), but browsers take it.
+// isLabel reports whether s is a label of a host name. An underscore is not allowed in one (RFC 952), but browsers accept it.
 func isLabel(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; !isLetter(c) && !isDigit(c) && c != '-' && c != '_' {

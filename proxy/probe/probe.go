@@ -1,4 +1,4 @@
-// Package probe asks a running Portcullis, or any WebSocket server, whether it does its job, and tells in a few lines what
+// Package probe checks whether a running Portcullis, or any WebSocket server, works, and prints in a few lines what
 // happened. It is the image's health check, and what a person tries first when clients complain.
 //
 // With a URL it does what a client does: connect, ping, wait for the pong, close with 1000, wait for the Close answer.
@@ -13,9 +13,9 @@
 //	GET http://127.0.0.1:9090/readyz
 //	200 OK after 480µs: ready
 //
-// What is printed ends up in the logs of orchestrators, and a server that is asked may be a hostile one. So the query of the
-// URL, where tokens are, is shown nowhere, not even where the server repeats it; what a server chose is cut to 200 characters
-// of one line; and characters that do not print, which could drive a terminal, are left out.
+// What is printed ends up in the logs of orchestrators, and the server may be hostile. So the query of the URL, where tokens
+// are, is never printed, not even if the server repeats it. A server's text is cut to one line of 200 characters. Characters
+// that do not print, which could control a terminal, are left out.
 package probe
 
 import (
@@ -52,14 +52,14 @@ type Config struct {
 	roots *x509.CertPool // of tests; nil: the system's
 }
 
-// limit is how long a probe takes at most: longer than all time-outs of an upgrade together have by default (3 s for the
+// timeout is how long a probe takes at most: longer than all time-outs of an upgrade together have by default (3 s for the
 // token, 5 s and 10 s for the upstream), so that the answer to a slow one is still seen.
-const limit = 30 * time.Second
+const timeout = 30 * time.Second
 
-// Run does the probe, within ctx and half a minute. A nil error says that all went as it should; any other says in one line
-// what did not, and is ctx's error, wrapped, if time ran out.
+// Run does the probe, within ctx and half a minute. Its error is nil if all went well, and otherwise says in one line what
+// failed. It wraps ctx's error if time ran out.
 func Run(ctx context.Context, c Config) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if c.URL == "" {
 		return askReady(ctx, c)
@@ -67,7 +67,7 @@ func Run(ctx context.Context, c Config) error {
 	return askWebSocket(ctx, c)
 }
 
-// explain puts an error of a connection into one bounded line. It is ctx's error if that is why.
+// explain turns an error of a connection into one bounded line. It returns ctx's error if that is the cause.
 func explain(ctx context.Context, err error) error {
 	var lost *websocket.CloseError
 	switch {
@@ -78,7 +78,7 @@ func explain(ctx context.Context, err error) error {
 	case isEOF(err), errors.As(err, &lost):
 		return errors.New("the connection ended")
 	}
-	return errors.New(short(err.Error()))
+	return errors.New(shorten(err.Error()))
 }
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
@@ -91,5 +91,5 @@ func status(code int) string {
 	return strconv.Itoa(code)
 }
 
-// since is the time from start, without digits that nobody reads.
+// since is the time from start, rounded for reading.
 func since(start time.Time) time.Duration { return time.Since(start).Round(10 * time.Microsecond) }

@@ -14,7 +14,7 @@ import (
 
 // askReady asks the operator's listener.
 func askReady(ctx context.Context, c Config) error {
-	addr, err := reachable(c.AdminAddr)
+	addr, err := dialAddr(c.AdminAddr)
 	if err != nil {
 		return err
 	}
@@ -23,11 +23,11 @@ func askReady(ctx context.Context, c Config) error {
 		scheme = "https"
 	}
 	page := (&url.URL{Scheme: scheme, Host: addr, Path: "/readyz"}).String()
-	fmt.Fprintf(c.Out, "GET %s\n", short(page))
+	fmt.Fprintf(c.Out, "GET %s\n", shorten(page))
 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
 	if err != nil {
-		return fmt.Errorf("ADMIN_ADDR: %q is no address to ask", short(c.AdminAddr))
+		return fmt.Errorf("ADMIN_ADDR: %q is no address to ask", shorten(c.AdminAddr))
 	}
 	// A transport of its own: without the environment's proxy, and with nothing left open afterwards.
 	transport := &http.Transport{TLSClientConfig: c.AdminTLS, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHead}
@@ -38,21 +38,21 @@ func askReady(ctx context.Context, c Config) error {
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // a broken body does not change the status
-	fmt.Fprintf(c.Out, "%s after %v: %s\n", status(resp.StatusCode), since(start), short(firstLine(string(body))))
+	fmt.Fprintf(c.Out, "%s after %v: %s\n", status(resp.StatusCode), since(start), shorten(firstLine(string(body))))
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("not ready: %s", status(resp.StatusCode))
 	}
 	return nil
 }
 
-// reachable is where to ask a server that listens at addr.
-func reachable(addr string) (string, error) {
+// dialAddr returns the address at which to reach a server that listens at addr.
+func dialAddr(addr string) (string, error) {
 	if addr == "" {
 		return "", errors.New("ADMIN_ADDR is empty, so there is no operator's listener to ask; name a URL to probe instead")
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", fmt.Errorf("ADMIN_ADDR: %q is no address to ask; want host:port", short(addr))
+		return "", fmt.Errorf("ADMIN_ADDR: %q is no address to ask; want host:port", shorten(addr))
 	}
 	switch ip, _ := netip.ParseAddr(host); {
 	case host == "", ip == netip.IPv4Unspecified():

@@ -65,9 +65,9 @@ func TestReachable(t *testing.T) {
 		{addr: "9090", err: `ADMIN_ADDR: "9090" is no address to ask; want host:port`},
 	}
 	for _, tt := range tests {
-		got, err := reachable(tt.addr)
+		got, err := dialAddr(tt.addr)
 		if got != tt.want || (err != nil || tt.err != "") && (err == nil || err.Error() != tt.err) {
-			t.Errorf("reachable(%q) = %q, %v, want %q, %s", tt.addr, got, err, tt.want, tt.err)
+			t.Errorf("dialAddr(%q) = %q, %v, want %q, %s", tt.addr, got, err, tt.want, tt.err)
 		}
 	}
 }

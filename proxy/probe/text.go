@@ -14,7 +14,7 @@ const (
 )
 
 // printable leaves out of text what does not print: control characters, the invisible ones that reorder a line, and what is
-// not UTF-8, as a character that was cut in two.
+// not UTF-8, as a character that was truncated in two.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) || r == utf8.RuneError {
@@ -24,8 +24,8 @@ func printable(text string) string {
 	}, text)
 }
 
-// short cuts a printable text to maxText characters.
-func short(text string) string {
+// shorten makes a text printable and cuts it to maxText characters.
+func shorten(text string) string {
 	text = printable(text)
 	if utf8.RuneCountInString(text) <= maxText {
 		return text
@@ -41,13 +41,13 @@ func firstLine(text string) string {
 	return text
 }
 
-// redactor takes a URL's query out of what a server says: it may repeat what it was sent.
+// redactor hides a URL's query in a server's text, because the server may repeat what it was sent.
 type redactor struct {
 	secrets []string // printable, longest first
 	replace *strings.Replacer
 }
 
-// newRedactor hides a raw query: the whole, each value, and each parameter without one; as written and decoded.
+// newRedactor hides a raw query: the whole, each value, and each parameter without a value, as written and decoded.
 func newRedactor(rawQuery string) *redactor {
 	written := []string{rawQuery}
 	for parameter := range strings.SplitSeq(rawQuery, "&") {
@@ -60,7 +60,7 @@ func newRedactor(rawQuery string) *redactor {
 	r := &redactor{}
 	for _, text := range written {
 		r.add(text)
-		for _, decode := range []func(string) (string, error){url.QueryUnescape, url.PathUnescape} { // + is a space, or is not
+		for _, decode := range []func(string) (string, error){url.QueryUnescape, url.PathUnescape} { // + may be a space or a +
 			if decoded, err := decode(text); err == nil {
 				r.add(decoded)
 			}
@@ -82,15 +82,15 @@ func (r *redactor) add(secret string) {
 	}
 }
 
-// line makes a server's text fit to print. With cut the text may go on after its end, so that a secret can have lost its tail.
-func (r *redactor) line(text string, cut bool) string {
+// line makes a server's text fit to print. With truncated the text may go on after its end, so that a secret can have lost its tail.
+func (r *redactor) line(text string, truncated bool) string {
 	first := firstLine(text)
-	cut = cut && len(first) == len(text)
+	truncated = truncated && len(first) == len(text)
 	shown := r.replace.Replace(printable(first))
-	if cut {
+	if truncated {
 		shown = r.trimBeginning(shown)
 	}
-	return short(shown)
+	return shorten(shown)
 }
 
 // trimBeginning hides the longest beginning of a secret at the end of text.

@@ -23,8 +23,7 @@ const (
 
 const wantURL = "want ws://host[:port]/path, or wss, http, https"
 
-// parseURL reads a WebSocket URL. Its errors quote nothing: the parts of a URL that does not parse are not told apart, so that
-// each could be the token.
+// parseURL reads a WebSocket URL. Its errors quote nothing: if a URL does not parse, any part of it could be the token.
 func parseURL(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -50,13 +49,13 @@ func parseURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// show is u without its query.
-func show(u *url.URL) string {
+// withoutQuery is u without its query.
+func withoutQuery(u *url.URL) string {
 	shown := u.Scheme + "://" + u.Host + u.EscapedPath()
 	if u.RawQuery != "" {
-		return short(shown) + "?" + hidden
+		return shorten(shown) + "?" + hidden
 	}
-	return short(shown)
+	return shorten(shown)
 }
 
 // session is one probe of a WebSocket server.
@@ -72,13 +71,13 @@ func askWebSocket(ctx context.Context, c Config) error {
 		return err
 	}
 	s := &session{c, u, newRedactor(u.RawQuery)}
-	s.sayf("GET %s", show(u))
+	s.sayf("GET %s", withoutQuery(u))
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return s.exchange(ctx, conn)
+	return s.pingAndClose(ctx, conn)
 }
 
 func (s *session) sayf(format string, args ...any) { fmt.Fprintf(s.Out, format+"\n", args...) }
@@ -86,18 +85,18 @@ func (s *session) sayf(format string, args ...any) { fmt.Fprintf(s.Out, format+"
 // connect does the opening handshake.
 func (s *session) connect(ctx context.Context) (*websocket.Conn, error) {
 	var (
-		start = time.Now()
-		raw   *boundConn // nil: not dialled
-		ready bool       // for the handshake: dialled, and TLS done
+		start     = time.Now()
+		raw       *boundConn // nil: not dialled
+		connected bool       // dialled, and TLS done: the handshake can begin
 	)
-	dialer := websocket.Dialer{ // no Proxy: what is asked is the server that is named
+	dialer := websocket.Dialer{ // no Proxy: the probe is of the server that the URL names
 		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
 			raw = bind(ctx, conn)
-			ready = s.url.Scheme == "ws"
+			connected = s.url.Scheme == "ws"
 			return raw, nil
 		},
 	}
@@ -111,7 +110,7 @@ func (s *session) connect(ctx context.Context) (*websocket.Conn, error) {
 			conn.Close()
 			return nil, err
 		}
-		ready = true
+		connected = true
 		return secure, nil
 	}
 	conn, resp, err := dialer.DialContext(ctx, s.url.String(), nil)
@@ -120,16 +119,16 @@ func (s *session) connect(ctx context.Context) (*websocket.Conn, error) {
 		raw.left = math.MaxInt // what follows is read in constant memory
 		s.sayf("%s after %v", status(resp.StatusCode), since(start))
 		return conn, nil
-	case resp == nil && !ready:
+	case resp == nil && !connected:
 		return nil, fmt.Errorf("no connection: %w", explain(ctx, err))
 	case resp == nil:
 		return nil, fmt.Errorf("no answer: %w", explain(ctx, notHTTP(err)))
 	}
-	return nil, s.refused(resp, start)
+	return nil, s.reportRefusal(resp, start)
 }
 
-// refused tells of an answer that is not a WebSocket handshake's.
-func (s *session) refused(resp *http.Response, start time.Time) error {
+// reportRefusal prints an answer that is not a WebSocket handshake's.
+func (s *session) reportRefusal(resp *http.Response, start time.Time) error {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // a broken body does not change the status
 	line := s.redact.line(string(body), len(body) == maxBody)
@@ -144,8 +143,8 @@ func (s *session) refused(resp *http.Response, start time.Time) error {
 	return fmt.Errorf("the upgrade is refused: %s", status(resp.StatusCode))
 }
 
-// exchange pings, closes when the pong comes, and reads until the Close answer. Messages that come are skipped.
-func (s *session) exchange(ctx context.Context, conn *websocket.Conn) error {
+// pingAndClose pings, closes when the pong comes, and reads until the Close answer. It skips messages.
+func (s *session) pingAndClose(ctx context.Context, conn *websocket.Conn) error {
 	deadline, _ := ctx.Deadline() // Run has set one
 	payload, ponged := rand.Text(), false
 	start := time.Now()
@@ -171,15 +170,15 @@ func (s *session) exchange(ctx context.Context, conn *websocket.Conn) error {
 	if !errors.As(err, &frame) || frame.Code == websocket.CloseAbnormalClosure {
 		return fmt.Errorf("%s: %w", step, explain(ctx, err))
 	}
-	s.sayf("%s", s.closed(frame))
+	s.sayf("%s", s.describeClose(frame))
 	if !ponged {
 		return errors.New("the server closed before its pong")
 	}
 	return nil
 }
 
-// closed names a Close frame.
-func (s *session) closed(frame *websocket.CloseError) string {
+// describeClose describes a Close frame.
+func (s *session) describeClose(frame *websocket.CloseError) string {
 	switch reason := s.redact.line(frame.Text, false); {
 	case frame.Code == websocket.CloseNoStatusReceived:
 		return "Close without a code"
@@ -205,16 +204,16 @@ func notHTTP(err error) error {
 	return errNotHTTP
 }
 
-// boundConn is a connection that ctx closes, of which gorilla/websocket watches the deadline alone, and that bounds what is
-// read of the answer's head, which neither it nor http.ReadResponse does.
+// boundConn is a connection that is closed when ctx ends: gorilla/websocket only watches ctx's deadline. It also bounds what is
+// read of the answer's head, because neither gorilla/websocket nor http.ReadResponse does.
 type boundConn struct {
 	net.Conn
-	left    int         // bytes that may still be read
-	release func() bool // from ctx
+	left         int         // bytes that may still be read
+	stopWatching func() bool // detaches the connection from ctx
 }
 
 func bind(ctx context.Context, conn net.Conn) *boundConn {
-	return &boundConn{Conn: conn, left: maxHead, release: context.AfterFunc(ctx, func() { conn.Close() })}
+	return &boundConn{Conn: conn, left: maxHead, stopWatching: context.AfterFunc(ctx, func() { conn.Close() })}
 }
 
 func (c *boundConn) Read(p []byte) (int, error) {
@@ -227,6 +226,6 @@ func (c *boundConn) Read(p []byte) (int, error) {
 }
 
 func (c *boundConn) Close() error {
-	c.release()
+	c.stopWatching()
 	return c.Conn.Close()
 }

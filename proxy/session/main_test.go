@@ -73,7 +73,7 @@ func opened(t testing.TB, m *Manager, o Opening) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Slot, _ = limits.Open(netip.Prefix{}, o.Subject)
+	o.Slot, _ = limits.AcquireSlot(netip.Prefix{}, o.Subject)
 	s, err := m.Open(o)
 	if err != nil {
 		t.Fatal(err)

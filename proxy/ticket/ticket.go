@@ -1,8 +1,8 @@
-// Package ticket keeps what a client has proved under a random name, which the client can show once in its stead.
+// Package ticket keeps a value, such as the verified credential of a client, under a random ticket that can be redeemed once.
 //
 // A browser can set no header on a WebSocket handshake, so a token would have to stand in the URL, where histories, logs and
 // Referer headers keep it. A ticket may stand there: by the time somebody reads it, it has been used or has run out. Tickets
-// are in the memory of one process, which alone redeems them.
+// are in the memory of one process, and only that process redeems them.
 package ticket
 
 import (
@@ -20,47 +20,47 @@ import (
 type Config struct {
 	// TTL is how long a ticket can be redeemed. It must be positive.
 	TTL time.Duration
-	// Bind has a ticket redeemed by the address alone that it was issued to.
-	Bind bool
-	// Total and Each bound the tickets that are neither redeemed nor expired: all of them, and those of one address or one
-	// subject. They must be positive.
-	Total, Each int
+	// BindAddress says that a ticket can be redeemed only from the address that it was issued to.
+	BindAddress bool
+	// Total and PerOwner bound the tickets that are neither redeemed nor expired: all of them, and those of one address or
+	// one subject. They must be positive.
+	Total, PerOwner int
 }
 
-// Owner is to whom a ticket is issued.
+// Owner says to whom a ticket is issued.
 type Owner struct {
 	Address netip.Prefix // as limits count addresses: an IPv6 /64 is one
 	Subject string
 }
 
-// The errors of [Store.Issue]. A full store refuses rather than drop a ticket: who has one that is good is let in.
+// The errors of [Store.Issue]. A full store issues nothing rather than drop a ticket: a valid ticket must stay valid.
 var (
 	ErrOwner = errors.New("too many unused tickets of this owner")
 	ErrTotal = errors.New("too many unused tickets")
 )
 
-// size is that of a ticket's random part, in bytes: 256 bits.
+// size is the length of a ticket's random part, in bytes: 256 bits.
 const size = 32
 
 // encoding refuses other spellings of the same bytes.
 var encoding = base64.RawURLEncoding.Strict()
 
 // Store keeps a V for each ticket. It is safe for concurrent use, and its methods take the same time however many tickets
-// there are. Of a full store the memory is Total times some 400 bytes, and what the Vs hold.
+// there are. A full store takes Total times some 400 bytes, and what the Vs hold.
 type Store[V any] struct {
 	config Config
 
 	mu        sync.Mutex // guards what follows
 	tickets   map[[sha256.Size]byte]*list.Element
-	queue     list.List // of *held[V]; those issued first expire first
+	queue     list.List // of *entry[V]; those issued first expire first
 	addresses map[netip.Prefix]int
 	subjects  map[string]int
 	timer     *time.Timer // runs expire when the first of the queue expires; stopped when there is none
 }
 
-type held[V any] struct {
-	// key is the hash of the ticket: how long a look-up takes tells nothing about the tickets that there are, and whoever
-	// reads this memory has none of them.
+type entry[V any] struct {
+	// key is the hash of the ticket. So the time of a look-up reveals nothing about the tickets, and whoever reads this
+	// memory cannot redeem any.
 	key     [sha256.Size]byte
 	owner   Owner
 	expires time.Time
@@ -100,10 +100,10 @@ func (s *Store[V]) Issue(o Owner, v V) (ticket string, until time.Time, err erro
 	switch {
 	case s.queue.Len() >= s.config.Total:
 		return "", time.Time{}, ErrTotal
-	case s.addresses[o.Address] >= s.config.Each, s.subjects[o.Subject] >= s.config.Each:
+	case s.addresses[o.Address] >= s.config.PerOwner, s.subjects[o.Subject] >= s.config.PerOwner:
 		return "", time.Time{}, ErrOwner
 	}
-	h := &held[V]{key: sha256.Sum256(random[:]), owner: o, expires: time.Now().Add(s.config.TTL), value: v}
+	h := &entry[V]{key: sha256.Sum256(random[:]), owner: o, expires: time.Now().Add(s.config.TTL), value: v}
 	s.tickets[h.key] = s.queue.PushBack(h)
 	s.addresses[o.Address]++
 	s.subjects[o.Subject]++
@@ -113,8 +113,8 @@ func (s *Store[V]) Issue(o Owner, v V) (ticket string, until time.Time, err erro
 	return encoding.EncodeToString(random[:]), h.expires, nil
 }
 
-// Redeem returns what a ticket stands for, to one caller and once. A ticket that is shown by another address than its
-// owner's has leaked, and is spent.
+// Redeem returns the value of a ticket, to one caller and once. With BindAddress, a ticket that comes from another address than
+// its owner's has leaked: it is used up, and nobody gets the value.
 func (s *Store[V]) Redeem(ticket string, from netip.Prefix) (v V, ok bool) {
 	var random [size]byte
 	if len(ticket) != encoding.EncodedLen(size) {
@@ -131,9 +131,9 @@ func (s *Store[V]) Redeem(ticket string, from netip.Prefix) (v V, ok bool) {
 	if e == nil {
 		return v, false
 	}
-	h := e.Value.(*held[V])
+	h := e.Value.(*entry[V])
 	s.remove(e)
-	if s.config.Bind && h.owner.Address != from || !time.Now().Before(h.expires) {
+	if s.config.BindAddress && h.owner.Address != from || !time.Now().Before(h.expires) {
 		return v, false
 	}
 	return h.value, true
@@ -151,7 +151,7 @@ func (s *Store[V]) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for e := s.queue.Front(); e != nil; e = s.queue.Front() {
-		if wait := time.Until(e.Value.(*held[V]).expires); wait > 0 {
+		if wait := time.Until(e.Value.(*entry[V]).expires); wait > 0 {
 			s.timer.Reset(wait)
 			return
 		}
@@ -161,14 +161,14 @@ func (s *Store[V]) expire() {
 
 // remove forgets a ticket. The caller holds mu.
 func (s *Store[V]) remove(e *list.Element) {
-	h := s.queue.Remove(e).(*held[V])
+	h := s.queue.Remove(e).(*entry[V])
 	delete(s.tickets, h.key)
-	release(s.addresses, h.owner.Address)
-	release(s.subjects, h.owner.Subject)
+	decrement(s.addresses, h.owner.Address)
+	decrement(s.subjects, h.owner.Subject)
 }
 
-// release counts one down, and keeps no zeroes.
-func release[K comparable](counts map[K]int, key K) {
+// decrement counts one down, and deletes a count of zero.
+func decrement[K comparable](counts map[K]int, key K) {
 	if counts[key]--; counts[key] == 0 {
 		delete(counts, key)
 	}

@@ -26,7 +26,7 @@ func newStore(t testing.TB, c Config) *Store[string] {
 		c.TTL = 30 * time.Second
 	}
 	if c.Total == 0 {
-		c.Total, c.Each = 100, 100
+		c.Total, c.PerOwner = 100, 100
 	}
 	s := New[string](c)
 	t.Cleanup(s.Close)
@@ -49,7 +49,7 @@ func TestRedeem(t *testing.T) {
 		redeem func(s *Store[string], ticket string) (string, bool)
 		want   bool
 	}{
-		{"at once", Config{Bind: true}, func(s *Store[string], ticket string) (string, bool) {
+		{"at once", Config{BindAddress: true}, func(s *Store[string], ticket string) (string, bool) {
 			return s.Redeem(ticket, alice.Address)
 		}, true},
 		{"just before it is over", Config{}, func(s *Store[string], ticket string) (string, bool) {
@@ -64,10 +64,10 @@ func TestRedeem(t *testing.T) {
 			s.Redeem(ticket, alice.Address)
 			return s.Redeem(ticket, alice.Address)
 		}, false},
-		{"from another address", Config{Bind: true}, func(s *Store[string], ticket string) (string, bool) {
+		{"from another address", Config{BindAddress: true}, func(s *Store[string], ticket string) (string, bool) {
 			return s.Redeem(ticket, bob.Address)
 		}, false},
-		{"from another address before its own", Config{Bind: true}, func(s *Store[string], ticket string) (string, bool) {
+		{"from another address before its own", Config{BindAddress: true}, func(s *Store[string], ticket string) (string, bool) {
 			s.Redeem(ticket, bob.Address)
 			return s.Redeem(ticket, alice.Address)
 		}, false},
@@ -130,7 +130,7 @@ func TestRacingUsesOfOneTicket(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	carol := Owner{netip.MustParsePrefix("192.0.2.3/32"), "carol"}
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(t, Config{Total: 5, Each: 2})
+		s := newStore(t, Config{Total: 5, PerOwner: 2})
 		wantError := func(what string, o Owner, want error) {
 			t.Helper()
 			if ticket, _, err := s.Issue(o, ""); !errors.Is(err, want) || ticket != "" {
@@ -197,7 +197,7 @@ func FuzzRedeem(f *testing.F) {
 // BenchmarkIssueAndRedeem is one ticket's life beside many others, without HTTP and without what verifies the token.
 func BenchmarkIssueAndRedeem(b *testing.B) {
 	const others = 10_000
-	s := newStore(b, Config{Bind: true, Total: others + 1, Each: others + 1, TTL: time.Hour})
+	s := newStore(b, Config{BindAddress: true, Total: others + 1, PerOwner: others + 1, TTL: time.Hour})
 	for range others {
 		issue(b, s, bob, "secret")
 	}

@@ -44,16 +44,16 @@ type Config struct {
 
 // Server is a running backend.
 type Server struct {
-	listener net.Listener
-	http     *http.Server
-	token    http.Handler
-	onClose  func(code int, reason string)
-	noSecret bool           // the accepted token is the default
-	running  sync.WaitGroup // the accept loop and every session, from before its upgrade
+	listener     net.Listener
+	http         *http.Server
+	token        http.Handler
+	onClose      func(code int, reason string)
+	defaultToken bool           // the accepted token is the default, which everybody knows
+	running      sync.WaitGroup // the accept loop and every session, from before its upgrade
 
 	mu       sync.Mutex                   // guards sessions and closing
 	sessions map[*websocket.Conn]struct{} // hijacked, so unknown to http
-	closing  bool                         // no upgrade is begun any more
+	closing  bool                         // no more upgrades begin
 }
 
 // Start listens on a free port of 127.0.0.1 and serves until Close.
@@ -66,11 +66,11 @@ func Start(c Config) (*Server, error) {
 		return nil, fmt.Errorf("bundled backend: %w", err)
 	}
 	s := &Server{
-		listener: listener,
-		token:    newTokenHandler(c.Token),
-		onClose:  c.OnClose,
-		noSecret: c.Token == "token",
-		sessions: make(map[*websocket.Conn]struct{}),
+		listener:     listener,
+		token:        newTokenHandler(c.Token),
+		onClose:      c.OnClose,
+		defaultToken: c.Token == "token",
+		sessions:     make(map[*websocket.Conn]struct{}),
 	}
 	if s.onClose == nil {
 		s.onClose = func(int, string) {}
@@ -91,7 +91,7 @@ func Start(c Config) (*Server, error) {
 	return s, nil
 }
 
-// serve returns when Close has closed the listener, which is all that can end it.
+// serve returns when Close has closed the listener; nothing else ends it.
 func (s *Server) serve() { s.http.Serve(s.listener) }
 
 // URL is where the WebSocket server is: ws://127.0.0.1:port/.
@@ -103,10 +103,10 @@ func (s *Server) TokenURL() string { return "http://" + s.listener.Addr().String
 // Token is the token endpoint as a handler for any path, for the proxy's own port.
 func (s *Server) Token() http.Handler { return s.token }
 
-// Close stops listening, sends Close 1001 to every session and waits for all to end, which one that does not answer does a
-// second later. Those still open when ctx ends are cut, and its error is returned. It may be called again.
+// Close stops listening, sends Close 1001 to every session and waits for all to end. A session that does not answer ends a
+// second later. Sessions still open when ctx ends are closed at once, and ctx's error is returned. It may be called again.
 func (s *Server) Close(ctx context.Context) error {
-	deadline := time.Now().Add(closeTimeout) // one for all: those whose writer is stuck must not add up
+	deadline := time.Now().Add(closeTimeout) // one for all sessions: waits for stuck writers must not add up
 	s.mu.Lock()
 	s.closing = true
 	for conn := range s.sessions {
@@ -137,12 +137,12 @@ func (s *Server) Close(ctx context.Context) error {
 
 var upgrader = websocket.Upgrader{
 	HandshakeTimeout: writeTimeout,
-	CheckOrigin:      func(*http.Request) bool { return true }, // the proxy has
+	CheckOrigin:      func(*http.Request) bool { return true }, // the proxy has checked it
 	WriteBufferPool:  &sync.Pool{},                             // so that an idle session holds none
 }
 
 func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
-	if !s.enter() {
+	if !s.beginUpgrade() {
 		http.Error(w, "closing", http.StatusServiceUnavailable)
 		return
 	}
@@ -158,9 +158,9 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	s.onClose(code, reason)
 }
 
-// enter counts an upgrade in, unless the server is closing. It comes before the upgrade, so that Close waits for whoever
-// has been promised a session.
-func (s *Server) enter() bool {
+// beginUpgrade counts an upgrade that is about to begin; false if the server is closing. It comes before the upgrade, so that
+// Close waits for every client that gets a 101.
+func (s *Server) beginUpgrade() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closing {
@@ -169,7 +169,7 @@ func (s *Server) enter() bool {
 	return !s.closing
 }
 
-// add makes a session known to Close, or does what Close would have done.
+// add registers a session for Close. If the server is closing, it does what Close would have done.
 func (s *Server) add(conn *websocket.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

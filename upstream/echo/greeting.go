@@ -23,7 +23,7 @@ func (s *Server) Greet(out io.Writer, g Greeting) {
 	}
 	var query string
 	switch {
-	case g.Tokens && s.noSecret:
+	case g.Tokens && s.defaultToken:
 		query = "?token=token"
 	case g.Auth:
 		query = "?token=YOUR_TOKEN"

@@ -10,7 +10,7 @@ import (
 
 const maxToken = 8192 // bytes, as everywhere in Portcullis
 
-// wellFormed says that a token can be sent at all: 1 to 8192 bytes of visible ASCII.
+// wellFormed reports whether a token can be sent at all: 1 to 8192 bytes of visible ASCII.
 func wellFormed(token string) bool {
 	for i := range len(token) {
 		if token[i] <= ' ' || token[i] >= 0x7f {
@@ -20,7 +20,7 @@ func wellFormed(token string) bool {
 	return token != "" && len(token) <= maxToken
 }
 
-// mask shows of a secret only whether there is one.
+// mask hides a secret, and shows only whether there is one.
 func mask(secret string) string {
 	if secret == "" {
 		return ""
@@ -49,7 +49,7 @@ func newTokenHandler(token string) http.Handler {
 		}
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		h.Set("Cache-Control", "no-store") // the URL of the answer holds the token
-		// Hashes are of one length, so that the time of comparing tells nothing of the token, not even its length.
+		// All hashes have one length, so the time of the comparison reveals nothing about the token, not even its length.
 		got := sha256.Sum256([]byte(tokenOf(r.URL.RawQuery)))
 		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 			w.WriteHeader(http.StatusBadRequest)
@@ -60,8 +60,8 @@ func newTokenHandler(token string) http.Handler {
 	})
 }
 
-// tokenOf returns the one token parameter of a query; "", which no token is, where there is none, two that differ, or a
-// query that cannot be parsed.
+// tokenOf returns the token parameter of a query. It returns "", which is never a token, if there is none, if there are two that
+// differ, or if the query cannot be parsed.
 func tokenOf(rawQuery string) string {
 	values, err := url.ParseQuery(rawQuery)
 	if err != nil || len(values["token"]) == 0 {

@@ -7,9 +7,9 @@ import (
 	"encoding/base64"
 )
 
-// tokenHash is the key by which tokens become subjects, and the keys of tables.
-// It is made anew in every process and never leaves it, so neither a pseudonym
-// in a log nor the memory of a table can be used to try out tokens.
+// tokenHash is an HMAC key. It turns tokens into pseudonyms and into the keys of
+// tables. Each process makes its own and keeps it, so neither a pseudonym in a log
+// nor the memory of a table can be used to try out tokens.
 type tokenHash [sha256.Size]byte
 
 func newTokenHash() (h tokenHash) {
