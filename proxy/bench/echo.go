@@ -20,6 +20,7 @@ type echoServer struct {
 	epoll, listener, stopped int         // descriptors; stopped is an eventfd
 	conns                    []*echoConn // by descriptor
 	buf                      []byte
+	asked                    func() error // by GET /push; nil: nothing happens
 }
 
 // echoConn is one client of the echo server.
@@ -170,6 +171,12 @@ func (s *echoServer) received(c *echoConn, b []byte) bool {
 		if end < 0 {
 			c.rest = append(c.rest[:0], b...)
 			return len(b) < 16<<10
+		}
+		if s.asked != nil && bytes.HasPrefix(b, []byte("GET "+pushPath+" ")) {
+			if s.asked() != nil {
+				return false
+			}
+			return c.send([]byte("HTTP/1.1 204 No Content\r\n\r\n"))
 		}
 		var answer string
 		answer, c.upgraded = respond(b[:end])

@@ -67,6 +67,7 @@ var roles = map[string]func(args []string) error{
 		return s.serve()
 	},
 	"reverseproxy": func(args []string) error { return serveLibrary("reverseproxy", args) },
+	"writer":       serveWriter,
 	"koding":       func(args []string) error { return serveLibrary("koding", args) },
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,15 +18,16 @@ type scale struct {
 	window       time.Duration // of every echo measure
 	upgrades     int
 	sessions     int           // idle ones
+	pushes       int           // to each of them
 	memoryRounds int           // memory takes longest and varies least
 	pause        time.Duration // between the last message and the reading of the memory
 }
 
 var (
-	full = scale{rounds: 7, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 2000, sessions: 8000,
+	full = scale{rounds: 7, warmUp: 100 * time.Millisecond, window: 500 * time.Millisecond, upgrades: 2000, sessions: 8000, pushes: 20,
 		memoryRounds: 3, pause: 3 * time.Second}
 	// quick shows that everything works; its figures are not to be quoted.
-	quick = scale{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500,
+	quick = scale{rounds: 1, warmUp: 50 * time.Millisecond, window: 150 * time.Millisecond, upgrades: 200, sessions: 500, pushes: 2,
 		memoryRounds: 1, pause: 200 * time.Millisecond}
 )
 
@@ -49,6 +51,7 @@ type measure struct {
 // measured is a running target.
 type measured struct {
 	addr netip.AddrPort
+	push func() (*http.Request, error) // has it send to all its sessions; nil: it only relays
 	used usage
 }
 
@@ -61,6 +64,9 @@ func (s measured) checkReady(ctx context.Context) error {
 	defer l.close()
 	if err := l.open(ctx, 1); err != nil {
 		return err
+	}
+	if s.push != nil {
+		return l.pushed(ctx, s.push)
 	}
 	return l.echoOnce(ctx, newMessage(64))
 }
@@ -93,6 +99,7 @@ func measures(e scale) []measure {
 		measure{name: "stream", rows: []string{rowStream}, rounds: e.rounds, run: e.stream},
 		measure{name: "latency", rows: []string{rowP50, rowP99}, rounds: e.rounds, run: e.latency},
 		measure{name: "upgrade", rows: []string{rowUpgrade}, rounds: e.rounds, run: e.upgrade},
+		measure{name: "push", rows: []string{rowPush}, rounds: e.rounds, fresh: true, run: e.push},
 		measure{name: "memory", rows: []string{rowFresh, rowIdle}, rounds: e.memoryRounds, fresh: true, run: e.memory},
 	)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -101,7 +102,7 @@ func (b *bench) measureFresh(ctx context.Context, round int, order []target, mea
 	return nil
 }
 
-func (c target) takes(m measure) bool { return c.only == "" || c.only == m.name }
+func (c target) takes(m measure) bool { return c.only == m.name || c.only == "" && m.name != "push" }
 
 // startTarget starts a target and passes one session through it. It returns nil for a target that is known to be absent.
 func (b *bench) startTarget(ctx context.Context, c target) (*runningTarget, error) {
@@ -119,7 +120,12 @@ func (b *bench) startTarget(ctx context.Context, c target) (*runningTarget, erro
 	if err != nil {
 		return nil, err
 	}
-	command, err := c.command(environment{folder: folder, listen: listen, echo: b.echo, program: cmp.Or(c.program, b.program), self: b.self})
+	admin, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	where := environment{folder: folder, listen: listen, admin: admin, echo: b.echo, program: cmp.Or(c.program, b.program), self: b.self}
+	command, err := c.command(where)
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +134,9 @@ func (b *bench) startTarget(ctx context.Context, c target) (*runningTarget, erro
 		return nil, err
 	}
 	e := &runningTarget{target: c, measured: measured{addr: listen}, process: process}
+	if c.push != nil {
+		e.measured.push = func() (*http.Request, error) { return c.push(where) }
+	}
 	if err := e.checkReady(ctx); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("first session: %w", err)

@@ -31,6 +31,8 @@ type target struct {
 	only string
 	// program is the build of Portcullis to be measured; empty: this module's.
 	program string
+	// push makes the request that has it send to all its sessions; nil: it only relays.
+	push func(e environment) (*http.Request, error)
 	// command makes its configuration in an empty folder. An error that wraps errAbsent leaves the target out.
 	command func(s environment) (command, error)
 }
@@ -39,6 +41,7 @@ type target struct {
 type environment struct {
 	folder  string         // its own, empty
 	listen  netip.AddrPort // where it is to take connections
+	admin   netip.AddrPort // where it is to take orders, if not there
 	echo    netip.AddrPort // the backend and token endpoint
 	program string         // this module's, built
 	self    string         // a copy of this program: processes of the same file would share its memory
@@ -48,7 +51,7 @@ type environment struct {
 var errAbsent = errors.New("not found")
 
 // targets are in the order of the table's columns. direct is no proxy: its figures are those of the client and the backend.
-var targets = []target{
+var targets = append([]target{
 	{name: "loop", title: "Portcullis, loop", auth: true, command: portcullis("RELAY_ENGINE=loop")},
 	{name: "stream", title: "Portcullis, stream", auth: true, command: portcullis("RELAY_ENGINE=stream")},
 	{name: "cached", title: "Portcullis, loop, answers cached", auth: true, only: "upgrade",
@@ -58,7 +61,7 @@ var targets = []target{
 	{name: "reverseproxy", title: "httputil.ReverseProxy", command: library("reverseproxy")},
 	{name: "koding", title: "koding/websocketproxy", command: library("koding")},
 	{name: "direct", title: "no proxy", only: "latency"},
-}
+}, pushTargets...)
 
 // withBuild adds, after each target of this module, the same target of another build.
 func withBuild(all []target, program string) (both []target) {
