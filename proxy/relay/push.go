@@ -1,6 +1,10 @@
 package relay
 
-import "portcullis/proxy/frame"
+import (
+	"sync"
+
+	"portcullis/proxy/frame"
+)
 
 // Push is a message of our own for clients, encoded once. Every session that gets it writes from the same bytes, which
 // nobody changes.
@@ -56,9 +60,20 @@ type queued struct {
 type pushes struct {
 	to      Recipient
 	queue   []queued
-	bytes   int  // of the queue
-	writing bool // one has been handed out, and not all of it has been written
-	missed  bool // NextPush may have more
+	first   [1]queued // where the queue begins, since mostly there is no second
+	bytes   int       // of the queue
+	writing bool      // one has been handed out, and not all of it has been written
+	missed  bool      // NextPush may have more
+}
+
+// freshPushes are those of sessions for which nothing waits any more. Most wait for no longer than it takes to write one.
+var freshPushes = sync.Pool{New: func() any { return new(pushes) }}
+
+// forgetPushes lets go of the queue, which is empty or of no use any more.
+func (p *policy) forgetPushes() {
+	*p.pushes = pushes{}
+	freshPushes.Put(p.pushes)
+	p.pushes = nil
 }
 
 // push queues a push for the client; nil: what it has missed.
@@ -70,7 +85,8 @@ func (p *policy) push(m *Push, to Recipient, now moment) Reach {
 		return Reach{Extension: 1}
 	}
 	if p.pushes == nil {
-		p.pushes = &pushes{to: to}
+		p.pushes = freshPushes.Get().(*pushes)
+		p.pushes.to, p.pushes.queue = to, p.pushes.first[:0]
 	}
 	q := p.pushes
 	if m == nil {
@@ -156,7 +172,7 @@ func (p *policy) pushWritten(now moment) {
 	q.writing = false
 	p.nextMissed(now)
 	if len(q.queue) == 0 {
-		p.pushes = nil
+		p.forgetPushes()
 	}
 }
 
@@ -186,7 +202,7 @@ func (p *policy) followPushes(now moment) {
 		p.nextMissed(now)
 	}
 	if len(q.queue) == 0 && !q.writing {
-		p.pushes = nil
+		p.forgetPushes()
 		return
 	}
 	if len(q.queue) > 0 {
@@ -197,17 +213,16 @@ func (p *policy) followPushes(now moment) {
 // dropPushes tells that what is queued is not delivered any more.
 func (p *policy) dropPushes() {
 	if q := p.pushes; q != nil {
-		p.pushes = nil
 		for range q.queue {
 			q.to.PushDropped(Ended)
 		}
+		p.forgetPushes()
 	}
 }
 
 // Push queues a message for those sessions, each the recipient at the same index; nil: what each of them has missed. wait
 // returns when their queues have taken it, or could not; it waits for no peer.
 func (r *Relay) Push(m *Push, sessions []Session, to []Recipient) (wait func() Reach) {
-	var counts counter
-	done := r.visit(sessions, func(i int, p *policy, now moment) { counts.add(p.push(m, to[i], now)) })
+	done, counts := r.visit(sessions, func(i int, p *policy, now moment) Reach { return p.push(m, to[i], now) })
 	return func() Reach { done(); return counts.reach }
 }

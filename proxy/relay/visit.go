@@ -2,35 +2,39 @@ package relay
 
 import "sync"
 
-// visitor does something with a session where its state may be touched. It must not block.
-type visitor func(i int, p *policy, now moment)
+// visitor does something with a session where its state may be touched, and says what came of it. It must not block.
+type visitor func(i int, p *policy, now moment) Reach
 
 // visit has do called once for each of those sessions, by its index, and returns at once. Visits of one session happen in the
-// order in which they were asked for. wait returns when all have happened; it waits for no peer.
-func (r *Relay) visit(sessions []Session, do visitor) (wait func()) {
+// order in which they were asked for. wait returns when all have happened, and counts are complete; it waits for no peer.
+func (r *Relay) visit(sessions []Session, do visitor) (wait func(), counts *counter) {
+	counts = new(counter)
 	var all sync.WaitGroup
-	rest := visitLoops(sessions, do, &all)
+	rest := visitLoops(sessions, do, counts, &all)
 	for _, i := range rest {
-		sessions[i].(*stream).visit(i, do)
+		counts.add(sessions[i].(*stream).visit(i, do))
 	}
-	return all.Wait
+	return all.Wait, counts
 }
 
-func (s *stream) visit(i int, do visitor) {
+func (s *stream) visit(i int, do visitor) Reach {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	do(i, &s.policy, now())
+	reach := do(i, &s.policy, now())
 	if !s.policy.over() {
 		s.settle()
 	}
+	return reach
 }
 
 // Traffic returns what both sides of those sessions have sent so far.
 func (r *Relay) Traffic(of []Session) (fromClient, fromUpstream []Traffic) {
 	fromClient, fromUpstream = make([]Traffic, len(of)), make([]Traffic, len(of))
-	r.visit(of, func(i int, p *policy, _ moment) {
+	wait, _ := r.visit(of, func(i int, p *policy, _ moment) Reach {
 		fromClient[i], fromUpstream[i] = p.peers[client].reading.traffic, p.peers[upstream].reading.traffic
-	})()
+		return Reach{}
+	})
+	wait()
 	return fromClient, fromUpstream
 }
 
@@ -44,14 +48,12 @@ type Reach struct {
 
 // CloseAll ends those sessions as [Session].Close does. wait returns when they have been told, or could not be.
 func (r *Relay) CloseAll(sessions []Session, why Reason, c Closing) (wait func() Reach) {
-	var counts counter
-	done := r.visit(sessions, func(_ int, p *policy, now moment) {
+	done, counts := r.visit(sessions, func(_ int, p *policy, now moment) Reach {
 		if p.reason != "" {
-			counts.add(Reach{Ending: 1})
-			return
+			return Reach{Ending: 1}
 		}
 		p.end(why, c, now)
-		counts.add(Reach{Reached: 1})
+		return Reach{Reached: 1}
 	})
 	return func() Reach { done(); return counts.reach }
 }
@@ -65,8 +67,12 @@ type counter struct {
 func (c *counter) add(r Reach) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reach.Reached += r.Reached
-	c.reach.Ending += r.Ending
-	c.reach.TooSlow += r.TooSlow
-	c.reach.Extension += r.Extension
+	c.reach.add(r)
+}
+
+func (r *Reach) add(more Reach) {
+	r.Reached += more.Reached
+	r.Ending += more.Ending
+	r.TooSlow += more.TooSlow
+	r.Extension += more.Extension
 }

@@ -10,11 +10,12 @@ type tour struct {
 	sessions []*loopSession
 	indexes  []int // of the visitor's
 	do       visitor
+	counts   *counter
 	all      *sync.WaitGroup
 }
 
 // visitLoops visits the sessions that are on loops, and returns the indexes of the others.
-func visitLoops(sessions []Session, do visitor, all *sync.WaitGroup) (rest []int) {
+func visitLoops(sessions []Session, do visitor, counts *counter, all *sync.WaitGroup) (rest []int) {
 	tours := make(map[*loop]*tour)
 	for i, session := range sessions {
 		s, ok := session.(*loopSession)
@@ -24,7 +25,7 @@ func visitLoops(sessions []Session, do visitor, all *sync.WaitGroup) (rest []int
 		}
 		t := tours[s.loop]
 		if t == nil {
-			t = &tour{do: do, all: all}
+			t = &tour{do: do, counts: counts, all: all}
 			tours[s.loop] = t
 		}
 		t.sessions, t.indexes = append(t.sessions, s), append(t.indexes, i)
@@ -52,12 +53,14 @@ func (l *loop) visit() {
 // step visits up to n sessions, and returns how many it did.
 func (t *tour) step(n int) int {
 	n = min(n, len(t.sessions))
+	var reach Reach
 	for i, s := range t.sessions[:n] {
-		t.do(t.indexes[i], &s.policy, s.loop.now)
+		reach.add(t.do(t.indexes[i], &s.policy, s.loop.now))
 		if !s.policy.over() {
 			s.settle()
 		}
 	}
+	t.counts.add(reach)
 	t.sessions, t.indexes = t.sessions[n:], t.indexes[n:]
 	if len(t.sessions) == 0 {
 		t.all.Done()

@@ -4,7 +4,7 @@ package relay
 
 import "sync"
 
-func visitLoops(sessions []Session, _ visitor, _ *sync.WaitGroup) (rest []int) {
+func visitLoops(sessions []Session, _ visitor, _ *counter, _ *sync.WaitGroup) (rest []int) {
 	for i := range sessions {
 		rest = append(rest, i)
 	}
