@@ -4,13 +4,14 @@
 //
 //	go run ./proxy/bench                                  # everything, about ten minutes
 //	go run ./proxy/bench -only loop,nginx -measures message -rounds 9
+//	go run ./proxy/bench -measures push                   # pushes by /api, beside nchan and a bare write(2)
 //	go run ./proxy/bench -before /tmp/portcullis          # beside an earlier build of the program
 //	go run ./proxy/bench -quick                           # does it work? under a minute; figures not to be quoted
 //
 // It builds this module's program and measures it, with either engine and authentication on, in turn with nginx, HAProxy,
 // net/http/httputil.ReverseProxy and koding/websocketproxy, several rounds, each as a process of its own in front of the
-// same backend. nginx and HAProxy take part if they are installed (apt-get install nginx haproxy); their configurations are
-// nginx.conf and haproxy.cfg beside this file. The method, and what it leaves out, is printed below the tables. Progress, with
+// same backend. nginx and HAProxy take part if they are installed (apt-get install nginx haproxy libnginx-mod-nchan); their
+// configurations are nginx.conf, nchan.conf and haproxy.cfg beside this file. The method, and what it leaves out, is printed below the tables. Progress, with
 // the figures of each round, goes to standard error. The exit code is 1 if a measurement failed.
 //
 // This process is the load client (load.go). The backend (echo.go) is this program started again, and is the token endpoint
