@@ -92,6 +92,9 @@ func (p *policy) push(m *Push, to Recipient, now moment) Reach {
 	if m == nil {
 		q.missed = true
 		p.nextMissed(now)
+		if len(q.queue) == 0 && !q.writing {
+			p.forgetPushes()
+		}
 		return Reach{Reached: 1}
 	}
 	if len(q.queue) > 0 && q.bytes+m.Size() > p.pushQueue {
@@ -205,8 +208,8 @@ func (p *policy) followPushes(now moment) {
 		p.forgetPushes()
 		return
 	}
-	if len(q.queue) > 0 {
-		p.wakeBy(max(q.queue[0].at+p.closeTimeout, now+wheelTick))
+	if len(q.queue) > 0 && p.inMessage(client) { // elsewhere it goes as soon as the client takes what is before it
+		p.wakeBy(q.queue[0].at + p.closeTimeout)
 	}
 }
 
@@ -219,6 +222,9 @@ func (p *policy) dropPushes() {
 		p.forgetPushes()
 	}
 }
+
+// CanPush reports whether messages can be pushed to a session with those negotiated extensions.
+func (r *Relay) CanPush(extensions string) bool { return r.scanRules(extensions) != &r.unknown }
 
 // Push queues a message for those sessions, each the recipient at the same index; nil: what each of them has missed. wait
 // returns when their queues have taken it, or could not; it waits for no peer.

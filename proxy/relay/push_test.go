@@ -161,6 +161,25 @@ func TestStalledPush(t *testing.T) {
 	s.want(client, "gone")
 }
 
+// A client that takes what is pushed to it, but slowly, is looked at now and then, and not all the time.
+func TestSlowPush(t *testing.T) {
+	c := pushConfig(false)
+	c.PushQueue = 1 << 20
+	s, to := newScript(t, c), &scriptRecipient{}
+	s.block(client)
+	s.push(to, "being written", "waits", "waits too")
+	for i := range uint64(10) {
+		s.onTheWay(client, 10+i, 100)
+		s.wait(c.CloseTimeout/2 + time.Millisecond)
+		if next := s.policy.wake - s.clock; next < time.Second {
+			t.Fatalf("after %v it wants to be woken again in %v", s.clock, next)
+		}
+	}
+	s.wantLive()
+	s.unblock(client)
+	s.want(client, "text being written", "text waits", "text waits too")
+}
+
 // An application whose message never ends keeps its client, and the push is told to have come to nothing.
 func TestPushWithoutABoundary(t *testing.T) {
 	c := pushConfig(false)

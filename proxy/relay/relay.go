@@ -231,6 +231,9 @@ func New(c Config) (*Relay, error) {
 	if c.MessageMaxBytes < 0 {
 		wrong("MESSAGE_MAX_BYTES", c.MessageMaxBytes, "a number of bytes, or 0 for no limit")
 	}
+	if c.PushQueue < 0 {
+		wrong("PUSH_QUEUE", c.PushQueue, "a size such as 256KiB, or 0 for no more than one push at a time")
+	}
 	if c.LimitAction != "close" && c.LimitAction != "throttle" {
 		wrong("MESSAGE_LIMIT_ACTION", c.LimitAction, "close or throttle")
 	}

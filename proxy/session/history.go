@@ -191,6 +191,13 @@ func (h *history) next(s *Session) *relay.Push {
 	return nil
 }
 
+// skip has a session read nothing from the history any more.
+func (h *history) skip(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.control.history.behind = false
+}
+
 // marker is a message of the gate's own: where the client stands in the history, from here on.
 func marker(name, id string) []byte {
 	var b bytes.Buffer

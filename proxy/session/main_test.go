@@ -54,8 +54,9 @@ func newManager(t testing.TB, c Config) *Manager {
 // peer is the client of a session.
 type peer struct {
 	*Session
-	conn   net.Conn
-	reader *bufio.Reader
+	conn       net.Conn
+	reader     *bufio.Reader
+	extensions string
 }
 
 // open opens a session and starts it.
@@ -89,7 +90,7 @@ func (p *peer) start(t testing.TB) {
 	p.conn, p.reader = client, bufio.NewReader(client)
 	client.SetDeadline(time.Now().Add(patience))
 	t.Cleanup(func() { client.Close(); far.Close() })
-	p.Start(relay.Handover{Client: near, Upstream: upstream})
+	p.Start(relay.Handover{Client: near, Upstream: upstream, Extensions: p.extensions})
 }
 
 func pair(t testing.TB) (dialed, accepted net.Conn) {

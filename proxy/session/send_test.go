@@ -144,6 +144,19 @@ func TestHistory(t *testing.T) {
 	reaches.wantPushes(t, m, 4, 8)
 }
 
+// A session with an extension that the gate does not know is told nothing, also not that it was reached.
+func TestHistoryOfASessionThatCannotBeTold(t *testing.T) {
+	m := newManager(t, Config{History: HistorySize{5, time.Hour}})
+	o := opening("1", "alice")
+	o.LastPush = lastPush("")
+	p := opened(t, m, o)
+	p.extensions = "x-unknown"
+	p.start(t)
+	if got, _ := send(m, Filter{}, "hello"); got != (relay.Reach{Extension: 1}) {
+		t.Errorf("reached %+v", got)
+	}
+}
+
 func TestHistoryForgetsTheOld(t *testing.T) {
 	h := newHistory(HistorySize{10, time.Minute})
 	now := time.Now()

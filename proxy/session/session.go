@@ -95,6 +95,9 @@ func (s *Session) Start(h relay.Handover) {
 	}
 	m.publisher.Lock() // a push is before the start, and then the relay has it before it reads anything, or behind it
 	h.Recipient, h.Pushes = (*recipient)(s), s.control.early()
+	if s.control.history != nil && !m.relay.CanPush(h.Extensions) {
+		m.history.skip(s) // it can be told nothing, of what was and of what comes
+	}
 	live := m.relay.Start(h)
 	s.started(live)
 	m.publisher.Unlock()
