@@ -171,7 +171,7 @@ func TestSlowPush(t *testing.T) {
 	for i := range uint64(10) {
 		s.onTheWay(client, 10+i, 100)
 		s.wait(c.CloseTimeout/2 + time.Millisecond)
-		if next := s.policy.wake - s.clock; next < time.Second {
+		if next := s.policy.wake - s.clock; next < time.Second/2 {
 			t.Fatalf("after %v it wants to be woken again in %v", s.clock, next)
 		}
 	}
