@@ -34,7 +34,7 @@ type Config struct {
 	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS"`
 
 	// AdminToken opens /api on the operator's listener to whoever shows it. It has 16 characters or more. Empty: there is no /api.
-	AdminToken string `env:"ADMIN_TOKEN" secret:"true"`
+	AdminToken string `env:"ADMIN_TOKEN" secret:"true" needs:"ADMIN_ADDR"`
 	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive.
 	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
 

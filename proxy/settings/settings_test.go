@@ -220,3 +220,30 @@ func TestTagsWithoutSense(t *testing.T) {
 		})
 	}
 }
+
+func TestSizes(t *testing.T) {
+	for value, want := range map[string]int64{
+		"": 1 << 10, "0": 0, "5": 5, "1000000": 1_000_000, "2KiB": 2 << 10, "256KiB": 256 << 10, "1MiB": 1 << 20, "8589934591GiB": 8589934591 << 30,
+	} {
+		var c struct {
+			Flour int64 `env:"FLOUR" envDefault:"1KiB" size:"true"`
+		}
+		if _, err := Read(&c, map[string]string{"FLOUR": value}); err != nil || c.Flour != want {
+			t.Errorf("%q: got %d, %v, want %d", value, c.Flour, err, want)
+		}
+	}
+	const noSize = "; want a number of bytes such as 1000000, 256KiB or 1MiB"
+	for value, want := range map[string]string{
+		"1kB": `"1kB" is no size` + noSize, "KiB": `"KiB" is no size` + noSize, "1.5MiB": `"1.5MiB" is no size` + noSize, "1 MiB": `"1 MiB" is no size` + noSize,
+		"8589934592GiB":       `"8589934592GiB" is too large; want a number that fits into 64 bits`,
+		"9223372036854775808": `"9223372036854775808" is too large; want a number that fits into 64 bits`,
+	} {
+		var c struct {
+			Flour int64 `env:"FLOUR" envDefault:"1KiB" size:"true"`
+		}
+		_, err := Read(&c, map[string]string{"FLOUR": value})
+		if err == nil || err.Error() != "FLOUR: "+want || c.Flour != 1<<10 {
+			t.Errorf("%q: got %v and %d, want FLOUR: %s", value, err, c.Flour, want)
+		}
+	}
+}
