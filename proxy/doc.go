@@ -17,7 +17,8 @@
 //	    │ ├ attempt                 ratelimit     no more credentials under way than may still fail
 //	    │ ├ receiveToken            frame         101, and the token as the first message
 //	    │ └ redeem                  ticket        or what a ticket stands for
-//	    ├ takeSlot                  ratelimit     by subject; from here on the session counts
+//	    ├ findGroups                session       SESSION_GROUPS: of claims, of the verifier's answer, of the query
+//	    ├ takeSlot                  ratelimit     not kicked; by subject; from here on the session counts
 //	    ├ connect                   upstream      dial and handshake, with headers made by upstreamRequest
 //	    ├ switchProtocols           switch.go     hijack, 101, both connections to a session
 //	    │ └ session.Start           session       found by id; verified again in time, and ended with its credential (lease)
@@ -25,22 +26,26 @@
 //	    │     └ session.ended       session       lease and slot released, counted, one line in the log
 //	    └ refuse                    refusal       any step's refusal: released, reported, answered; nowhere else
 //
+//	Operator                        api           /api of the operator's listener: who shows ADMIN_TOKEN lists, kicks, sends
+//	└ session.List, Kick, Send      session       finds sessions; the relay tells each to go, or queues the push, where its state is
+//
 // # The house
 //
 // Imports point down, and a test over the import graph keeps it so:
 //
-//		proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header
+//		proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header certificate
 //
 //	  - front, where connections come in, knows nothing of gates: it hands a request and its Exchange to an http.Handler.
 //	  - gate takes a request to a session or a refusal. Its steps know no http.ResponseWriter: a front door of another kind implements
 //	    gate.Client and uses the same steps.
-//	  - api answers the gate's own paths, with the gate's checks.
+//	  - api answers the gate's own paths, with the gate's checks, and /api of the operator's listener, by ADMIN_TOKEN.
 //	  - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
 //	  - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
-//	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header.
+//	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header. Both
+//	    listeners, front and admin, use certificate.
 //
 // A new reason to refuse goes to refusal/reason.go; another place for tokens to auth/place.go; who answers a path to api.go; what ends
-// a session at expiry is session/session.go's closings; how long a connection may say nothing is front/server.go's headerTimeout.
+// a session at expiry is session/credential.go's leaseEndings; where a session is looked up by id is session/registry.go; how long a connection may say nothing is front/server.go's headerTimeout.
 //
 // # Invariants of the whole
 //

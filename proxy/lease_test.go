@@ -27,15 +27,21 @@ func byJWT(c *Config) {
 	c.Auth.Mode, c.Auth.URL, c.Auth.JWTSecret = "jwt", "", signingKey
 }
 
-// tokenUntil returns a token, which no line of the log may have.
-func (g *testGate) tokenUntil(t testing.TB, subject string, exp time.Time) string {
+// sign returns a token with those claims, which no line of the log may have.
+func (g *testGate) sign(t testing.TB, claims jwt.MapClaims) string {
 	t.Helper()
-	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": subject, "exp": exp.Unix()}).SignedString([]byte(signingKey))
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(signingKey))
 	if err != nil {
 		t.Fatal(err)
 	}
 	g.secrets.Token(token)
 	return token
+}
+
+// tokenUntil returns a token, which no line of the log may have.
+func (g *testGate) tokenUntil(t testing.TB, subject string, exp time.Time) string {
+	t.Helper()
+	return g.sign(t, jwt.MapClaims{"sub": subject, "exp": exp.Unix()})
 }
 
 // soon is the first whole second that is at least one second away, for exp has no fractions.

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy/refusal"
@@ -263,5 +265,84 @@ func TestGreeting(t *testing.T) {
 				t.Errorf("renewal by the id of the greeting: got %d %s", a.StatusCode, a.body)
 			}
 		})
+	}
+}
+
+// A renewal replaces the groups that a verifier gave and leaves those of the query. Groups that cannot be used leave all as it was.
+func TestRenewalReplacesGroups(t *testing.T) {
+	g := newGate(t, newEcho(t), func(c *Config) {
+		renewing(c)
+		withAPI(c)
+		c.Session.Groups = []string{"claim:groups", "query:room"}
+	})
+	token := func(groups any) string {
+		return g.sign(t, jwt.MapClaims{"sub": "Alice", "exp": hour().Unix(), "groups": groups})
+	}
+	_, id := g.open(t, "/?room=lobby&token="+token([]string{"old"}))
+	want := func(groups ...string) {
+		t.Helper()
+		page, _ := g.sessions.List(session.Filter{Session: id}, 1, 0)
+		if len(page) != 1 || !slices.Equal(page[0].Groups, groups) {
+			t.Errorf("got %+v, want the groups %q", page, groups)
+		}
+	}
+	want("claim:groups:old", "query:room:lobby")
+	if a := g.send(t, renewal(token("new"), id)); a.StatusCode != 200 {
+		t.Errorf("renewal: %d %s", a.StatusCode, a.body)
+	}
+	want("claim:groups:new", "query:room:lobby")
+	many := make([]int, 17)
+	for i := range many {
+		many[i] = i
+	}
+	for _, unusable := range []any{many, []string{strings.Repeat("x", 129)}, []string{"a\nb"}} {
+		if a := g.send(t, renewal(token(unusable), id)); a.StatusCode != http.StatusBadRequest {
+			t.Errorf("renewal with %.40v: %d %s", unusable, a.StatusCode, a.body)
+		}
+	}
+	if got := g.refused(t, refusal.Groups); got != 3 {
+		t.Errorf("%v refusals, want 3", got)
+	}
+	want("claim:groups:new", "query:room:lobby")
+	// What is no string or list gives no group.
+	if a := g.send(t, renewal(token(map[string]string{"a": "b"}), id)); a.StatusCode != 200 {
+		t.Errorf("renewal: %d %s", a.StatusCode, a.body)
+	}
+	want("query:room:lobby")
+}
+
+// At a recheck a session keeps the groups that it had if the new ones cannot be used, and lives on.
+func TestRecheckWithGroupsThatCannotBeUsed(t *testing.T) {
+	e := newTeller(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Groups", "staff")
+		accepts("Alice", 0)(w, r)
+	})
+	g := newGate(t, newEcho(t), func(c *Config) {
+		withAPI(c)
+		c.Auth.URL, c.Auth.Recheck = e.url, 20*time.Millisecond
+		c.Session.Groups = []string{"auth:X-Groups"}
+	})
+	conn := g.connect(t, "/?token=a-token", nil)
+	groups := func() string {
+		page, _ := g.sessions.List(session.Filter{}, 1, 0)
+		return strings.Join(page[0].Groups, ",")
+	}
+	e.now(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Groups", strings.Repeat("x", 129))
+		accepts("Alice", 0)(w, r)
+	})
+	g.journal.next(t, "a session keeps its groups: those of its recheck cannot be used")
+	echoes(t, conn, "still here")
+	if got := groups(); got != "auth:X-Groups:staff" {
+		t.Errorf("groups: %q", got)
+	}
+	e.now(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Groups", "admins")
+		accepts("Alice", 0)(w, r)
+	})
+	for began := time.Now(); groups() != "auth:X-Groups:admins"; <-e.asked {
+		if time.Since(began) > patience {
+			t.Fatalf("groups: %q", groups())
+		}
 	}
 }

@@ -165,12 +165,15 @@ func TestLeaksAreFound(t *testing.T) {
 // defaults are the settings of an empty environment.
 func defaults(t testing.TB) Config {
 	t.Helper()
-	var c Config
+	var c struct {
+		Proxy Config
+		Admin admin.Config
+	}
 	_, err := settings.Read(&c, map[string]string{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return c.Proxy
 }
 
 // journal is a log that tests can wait on.
