@@ -3,6 +3,8 @@ package proxy
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -362,4 +364,40 @@ func TestPushesAndCloseFramesAreTold(t *testing.T) {
 	if line["reason"] != "kicked" || line["code"] != 4000. {
 		t.Errorf("line %v", line)
 	}
+}
+
+// An application that fragments one message for ever keeps its client, and what was pushed meanwhile is told to have come to nothing.
+func TestPushIntoAnEndlessMessage(t *testing.T) {
+	eachRelay(t, func(t *testing.T, edit func(*Config)) {
+		t.Parallel()
+		var c Config
+		edit(&c)
+		b := newBackend(t, func(conn net.Conn, r *http.Request) {
+			io.WriteString(conn, accepted(r)+"\r\n")
+			part := []byte{0x01, 1, 'x'} // the beginning of a text message
+			for tick := time.Tick(20 * time.Millisecond); ; <-tick {
+				if _, err := conn.Write(part); err != nil {
+					return
+				}
+				part[0] = 0x00
+			}
+		})
+		g := newGate(t, b.url, func(c *Config) { withAPI(c); edit(c) })
+		conn := g.connect(t, "/?token=wonder", nil)
+		g.push(session.Filter{}, "hello")
+		if c.Relay.Mode == "terminate" { // whole messages alone go on, so this is before the one that never ends
+			if _, got, err := conn.ReadMessage(); err != nil || string(got) != "hello" {
+				t.Errorf("got %q, %v", got, err)
+			}
+			return
+		}
+		for began := time.Now(); g.metric(t, "portcullis_pushes_dropped_total", "no_boundary") == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Since(began) > 6*patience {
+				t.Fatal("nothing is told of the push")
+			}
+		}
+		if page, _ := g.sessions.List(session.Filter{}, 1, 0); len(page) != 1 {
+			t.Error("the session has ended")
+		}
+	})
 }

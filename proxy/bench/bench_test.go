@@ -399,7 +399,7 @@ func TestChoose(t *testing.T) {
 	tests := []struct {
 		name, list, want, err string
 	}{
-		{name: "all", want: "loop,stream,cached,nginx,haproxy,reverseproxy,koding,direct"},
+		{name: "all", want: "loop,stream,cached,nginx,haproxy,reverseproxy,koding,direct,push,nchan,write"},
 		{name: "some, in the order of the table", list: "nginx,loop", want: "loop,nginx"},
 		{name: "unknown", list: "loop,caddy", err: `-only: "caddy" is none of loop,stream,`},
 	}

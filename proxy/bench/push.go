@@ -32,7 +32,7 @@ var pushFrame = append([]byte{0x81, byte(len(pushText))}, pushText...)
 
 // pushTargets take part in the one measure of pushes, each with its own way to be told to send to everybody.
 var pushTargets = []target{
-	{name: "push", title: "Portcullis, loop, with /api", auth: true, only: "push", push: pushByAPI, command: func(e environment) (command, error) {
+	{name: "push", title: "Portcullis, loop, with /api", auth: true, only: "push memory", push: pushByAPI, command: func(e environment) (command, error) {
 		return portcullis("RELAY_ENGINE=loop", "ADMIN_ADDR="+e.admin.String(), "ADMIN_TOKEN="+tokenOfAPI)(e)
 	}},
 	{name: "nchan", title: "nginx with nchan", only: "push", push: pushByNchan, command: nchan},

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 )
 
 // runningTarget is a target that has been started.
@@ -102,7 +103,9 @@ func (b *bench) measureFresh(ctx context.Context, round int, order []target, mea
 	return nil
 }
 
-func (c target) takes(m measure) bool { return c.only == m.name || c.only == "" && m.name != "push" }
+func (c target) takes(m measure) bool {
+	return slices.Contains(strings.Fields(c.only), m.name) || c.only == "" && m.name != "push"
+}
 
 // startTarget starts a target and passes one session through it. It returns nil for a target that is known to be absent.
 func (b *bench) startTarget(ctx context.Context, c target) (*runningTarget, error) {

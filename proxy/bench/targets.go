@@ -27,7 +27,7 @@ type target struct {
 	title string // in the tables
 	// auth says that the upgrade is authenticated. The other targets cannot do that, and are measured without.
 	auth bool
-	// only names the one measure that it takes part in; empty: all.
+	// only names the measures that it takes part in, with blanks between them; empty: all but pushes.
 	only string
 	// program is the build of Portcullis to be measured; empty: this module's.
 	program string

@@ -69,6 +69,14 @@ type pushes struct {
 // freshPushes are those of sessions for which nothing waits any more. Most wait for no longer than it takes to write one.
 var freshPushes = sync.Pool{New: func() any { return new(pushes) }}
 
+// behind is how many bytes wait behind the push that is being written, or that is to be written next.
+func (q *pushes) behind() int {
+	if q.writing {
+		return q.bytes
+	}
+	return q.bytes - q.queue[0].push.Size()
+}
+
 // forgetPushes lets go of the queue, which is empty or of no use any more.
 func (p *policy) forgetPushes() {
 	*p.pushes = pushes{}
@@ -97,7 +105,7 @@ func (p *policy) push(m *Push, to Recipient, now moment) Reach {
 		}
 		return Reach{Reached: 1}
 	}
-	if len(q.queue) > 0 && q.bytes+m.Size() > p.pushQueue {
+	if len(q.queue) > 0 && q.behind()+m.Size() > p.pushQueue {
 		p.tooSlow(now)
 		return Reach{TooSlow: 1}
 	}

@@ -134,6 +134,15 @@ func TestPushQueue(t *testing.T) {
 	})
 }
 
+// What waits for the end of a message counts as being written: the client is not to blame.
+func TestPushQueueBehindAMessage(t *testing.T) {
+	s, to := newScript(t, pushConfig(false)), &scriptRecipient{}
+	s.send(upstream, upstream.frame(frame.Header{Opcode: frame.Text}, "begun,"))
+	large, small := strings.Repeat("x", 1000), strings.Repeat("y", 30)
+	wantReach(t, s.push(to, large, small), reached, reached)
+	wantReach(t, s.push(to, small), Reach{TooSlow: 1})
+}
+
 func TestPushQueueThatEmpties(t *testing.T) {
 	s, to := newScript(t, pushConfig(false)), &scriptRecipient{}
 	for range 100 {

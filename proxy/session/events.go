@@ -3,7 +3,6 @@ package session
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"portcullis/proxy/relay"
 )
@@ -119,7 +118,7 @@ func (e *events) opened(s *Session) {
 
 func (e *events) ended(s *Session, end relay.End) {
 	if v, wanted := e.about(s, "ended"); wanted {
-		v.Reason, v.Code, v.Seconds = string(end.Reason), end.Code, end.Duration.Round(time.Millisecond).Seconds()
+		v.Reason, v.Code, v.Seconds = string(end.Reason), end.Code, float64(end.Duration.Milliseconds())/1000
 		v.Session.FromClient, v.Session.FromUpstream = end.FromClient, end.FromUpstream
 		e.publish(v)
 	}
