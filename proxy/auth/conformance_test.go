@@ -175,7 +175,7 @@ func TestVerifiers(t *testing.T) {
 			}
 			t.Run("nobody listens", func(t *testing.T) {
 				if c.service == nil {
-					t.Skip("asks nobody")
+					return // asks nobody
 				}
 				listener := must(net.Listen("tcp", "127.0.0.1:0"))
 				listener.Close()
@@ -183,7 +183,7 @@ func TestVerifiers(t *testing.T) {
 			})
 			t.Run("the client goes away", func(t *testing.T) {
 				if c.once {
-					t.Skip("nobody waits for it")
+					return // nobody waits for it
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan struct{})

@@ -189,7 +189,7 @@ func TestLargestLength(t *testing.T) {
 func TestTerminatingRelayMasksAfresh(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		if !e.terminates() {
-			t.Skip("the client masks")
+			return // the client masks
 		}
 		s := newRig(t, e, e.config()).open()
 		const messages = 64
