@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -73,4 +74,29 @@ func TestGroups(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is read of a query is what any other server reads of it, and where the gate takes its own parameter out nothing is left to read.
+func FuzzQueryValues(f *testing.F) {
+	for _, query := range []string{
+		"", "room=a", "room=a&room=b", "a=1&room=caf%C3%A9+1", "%72oom=a", "room", "room=%zz", "%zz=a&room=b", "&&room==&room=a=b", "ROOM=a", "room=a;room=b",
+		"portcullis_last_push=", "portcullis_last_push=x-1&%70ortcullis_last_push=y-2", "portcullis%5Flast%5Fpush=1",
+	} {
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		for _, name := range []string{"room", LastPushParam} {
+			got, err := queryValues(query, name)
+			want, wantErr := url.ParseQuery(query)
+			switch {
+			case wantErr == nil && (err != nil || !slices.Equal(got, want[name])):
+				t.Errorf("%q: got %q, %v, want %q", query, got, err, want[name])
+			case len(got) > strings.Count(query, "&")+1:
+				t.Errorf("%q: got %q", query, got)
+			}
+			if left, err := queryValues(auth.StripParam(query, name), name); err == nil && len(left) > 0 {
+				t.Errorf("%q: %q is left of what was taken out", query, left)
+			}
+		}
+	})
 }
