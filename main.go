@@ -140,6 +140,9 @@ func newLogger(c config) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, options))
 }
 
+// defaultTokenFrom is AUTH_TOKEN_FROM where it is not set.
+var defaultTokenFrom = []string{"query:token", "header:Authorization"}
+
 // chooseBackend starts the bundled backend, and points the settings at it, where none is named. It verifies tokens too, on the
 // front port as well, where no token endpoint is named.
 func (p *program) chooseBackend() error {
@@ -160,6 +163,9 @@ func (p *program) chooseBackend() error {
 		p.Proxy.Gate.Paths = []string{"/"}
 	}
 	if bundledTokens {
+		if slices.Equal(p.Proxy.Auth.TokenFrom, defaultTokenFrom) { // so that the client library needs no setting
+			p.Proxy.Auth.TokenFrom = append(slices.Clone(defaultTokenFrom), "protocol:bearer")
+		}
 		p.Proxy.Auth.URL = p.backend.TokenURL()
 		p.Proxy.API.TokenEndpoint = p.backend.Token()
 	}

@@ -73,6 +73,28 @@ func TestMainJob(t *testing.T) {
 	p.exit(exitDrained)
 }
 
+// The bundled backend takes a token as a pair of subprotocols, too, unless AUTH_TOKEN_FROM says where tokens are.
+func TestBundledTokenAsSubprotocol(t *testing.T) {
+	for _, test := range []struct {
+		environ []string
+		status  int
+	}{
+		{nil, 101},
+		{[]string{"AUTH_TOKEN_FROM=query:token"}, 401},
+		{[]string{"AUTH_TOKEN_FROM=query:token,header:Authorization,protocol:bearer"}, 101},
+	} {
+		p := startProgram(t, test.environ...)
+		d := websocket.Dialer{HandshakeTimeout: patience, Subprotocols: []string{"bearer", "token"}}
+		conn, resp, err := d.Dial("ws://"+p.front+"/", nil)
+		if resp == nil || resp.StatusCode != test.status {
+			t.Errorf("%q: got %+v (%v), want %d", test.environ, resp, err, test.status)
+		}
+		if err == nil {
+			conn.Close()
+		}
+	}
+}
+
 func TestGuessingAtTokenEndpointIsLimited(t *testing.T) {
 	p := startProgram(t, "RATE_AUTH_FAILURES_PER_IP=2/h")
 	for i, want := range []int{400, 400, 429} {
