@@ -17,17 +17,19 @@ const maxArgument = 1024
 // filterArgs are the query parameters that choose sessions.
 var filterArgs = []string{"session", "subject", "group", "path", "address", "all", "except"}
 
-// parse reads the query. A parameter that a call does not know is a mistake: ignored, a misspelt filter would choose more than was meant.
+// parse reads the query. A parameter that a call does not know is a mistake: if it were ignored, a misspelt filter would choose more
+// than was meant.
 func (c *call) parse(rt *route) (wrong *reply) {
 	query, err := url.ParseQuery(c.URL.RawQuery)
 	if err != nil {
 		return problem(http.StatusBadRequest, "the query cannot be decoded")
 	}
+	known := strings.Fields(rt.args)
 	c.args = make(map[string]string)
 	for name, values := range query {
 		switch value := values[0]; {
-		case !slices.Contains(rt.args, name):
-			return problem(http.StatusBadRequest, "%s: there is no such parameter here; want one of: %s", printable(name), strings.Join(rt.args, ", "))
+		case !slices.Contains(known, name):
+			return problem(http.StatusBadRequest, "%s: there is no such parameter here; want one of: %s", printable(name), strings.Join(known, ", "))
 		case len(values) > 1:
 			return problem(http.StatusBadRequest, "%s: it is there twice; want it once", name)
 		case value == "":
@@ -47,7 +49,7 @@ func (c *call) parse(rt *route) (wrong *reply) {
 
 // printable is what an answer quotes of a name that the caller made up.
 func printable(name string) string {
-	if len(name) > 40 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }) {
+	if len(name) > 40 || !isVisible(name) {
 		return "a parameter"
 	}
 	return name

@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 )
@@ -39,7 +38,7 @@ func (r *replies) once(c *call, do func() *reply) *reply {
 		return do()
 	}
 	key := keys[0]
-	if len(keys) > 1 || key == "" || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if len(keys) > 1 || key == "" || len(key) > maxKey || !isVisible(key) {
 		return problem(http.StatusBadRequest, "Idempotency-Key: want 1 to %d visible ASCII characters, once", maxKey)
 	}
 	kept, answer := r.begin(key, c.digest())

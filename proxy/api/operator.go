@@ -45,13 +45,19 @@ const (
 
 // checkOperator returns a line for each mistake in what an Operator needs.
 func (c *Config) checkOperator() (mistakes []error) {
-	if c.AdminToken != "" && (len(c.AdminToken) < minAdminToken || strings.ContainsFunc(c.AdminToken, func(r rune) bool { return r <= ' ' || r > '~' })) {
-		mistakes = append(mistakes, fmt.Errorf("ADMIN_TOKEN: %q has not 16 or more visible ASCII characters and no others; want such a secret, as of openssl rand -hex 16", "***"))
+	if c.AdminToken != "" && (len(c.AdminToken) < minAdminToken || !isVisible(c.AdminToken)) {
+		mistakes = append(mistakes, fmt.Errorf("ADMIN_TOKEN: %q has not %d or more visible ASCII characters, and no others; want such a secret, as of openssl rand -hex 16",
+			"***", minAdminToken))
 	}
 	if c.PushMaxBytes <= 0 {
 		mistakes = append(mistakes, fmt.Errorf("PUSH_MAX_BYTES: \"%d\" lets no message be pushed; want a size above zero such as 1MiB", c.PushMaxBytes))
 	}
 	return mistakes
+}
+
+// isVisible reports whether s is of visible ASCII characters alone.
+func isVisible(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // NewOperator returns what answers /api; nil without ADMIN_TOKEN.
@@ -108,25 +114,23 @@ func jsonReply(status int, v any) *reply {
 	return &reply{status: status, body: body}
 }
 
-// route is one thing that a call can ask for.
+// route is one thing that a call can ask for. Every method but GET has an effect, so that an Idempotency-Key counts; POST has a body.
 type route struct {
 	method, path string
-	args         []string                      // the query parameters that it knows
-	changes      bool                          // it has an effect: Idempotency-Key counts
-	takesBody    bool                          //
-	handle       func(*Operator, *call) *reply // nil: stream
-	stream       func(*Operator, http.ResponseWriter, *call) *reply
+	args         string // the query parameters that it knows, with blanks between them
+	handle       func(*Operator, *call) *reply
+	stream       func(*Operator, http.ResponseWriter, *call) *reply // in place of handle: it writes by itself
 }
 
 const sessionID = "{id}"
 
 // routes are all of them, as docs/openapi.json has them.
 var routes = []route{
-	{method: "GET", path: "/api/sessions", args: []string{"subject", "group", "path", "address", "limit", "cursor"}, handle: (*Operator).list},
-	{method: "DELETE", path: "/api/sessions", args: []string{"subject", "group", "path", "address", "all", "code", "reason", "for"}, changes: true, handle: (*Operator).kick},
+	{method: "GET", path: "/api/sessions", args: "subject group path address limit cursor", handle: (*Operator).list},
+	{method: "DELETE", path: "/api/sessions", args: "subject group path address all code reason for", handle: (*Operator).kick},
 	{method: "GET", path: "/api/sessions/" + sessionID, handle: (*Operator).get},
-	{method: "DELETE", path: "/api/sessions/" + sessionID, args: []string{"code", "reason"}, changes: true, handle: (*Operator).kick},
-	{method: "POST", path: "/api/messages", args: []string{"session", "subject", "group", "path", "all", "except"}, changes: true, takesBody: true, handle: (*Operator).send},
+	{method: "DELETE", path: "/api/sessions/" + sessionID, args: "code reason", handle: (*Operator).kick},
+	{method: "POST", path: "/api/messages", args: "session subject group path all except", handle: (*Operator).send},
 	{method: "GET", path: "/api/events", stream: (*Operator).events},
 	{method: "GET", path: "/api/openapi.json", handle: (*Operator).describe},
 }
@@ -134,7 +138,7 @@ var routes = []route{
 // Calls are all that can be asked for, as "GET /api/sessions address,cursor": the method, the path and the query parameters, sorted.
 func Calls() (all []string) {
 	for _, rt := range routes {
-		all = append(all, rt.method+" "+rt.path+" "+strings.Join(slices.Sorted(slices.Values(rt.args)), ","))
+		all = append(all, rt.method+" "+rt.path+" "+strings.Join(slices.Sorted(slices.Values(strings.Fields(rt.args))), ","))
 	}
 	return all
 }
@@ -175,7 +179,8 @@ func pathOf(r *http.Request) string {
 	return r.URL.Path
 }
 
-// authorize returns nil for a call that shows the token. An address that has shown too many wrong ones is not listened to for a while, right or wrong.
+// authorize returns nil for a call that shows the token. An address that has shown too many wrong ones is not listened to for a
+// while, whatever it shows.
 func (o *Operator) authorize(r *http.Request, address netip.Addr) *reply {
 	attempt, err := o.failures.Attempt(r.Context(), ratelimit.AddressKey(address))
 	if err != nil {
@@ -233,7 +238,7 @@ func (o *Operator) serve(w http.ResponseWriter, rt *route, c *call) *reply {
 	if rt.stream != nil {
 		return rt.stream(o, w, c)
 	}
-	if rt.takesBody {
+	if rt.method == http.MethodPost {
 		body, err := io.ReadAll(io.LimitReader(c.Body, o.pushMax+1))
 		switch {
 		case int64(len(body)) > o.pushMax:
@@ -245,7 +250,7 @@ func (o *Operator) serve(w http.ResponseWriter, rt *route, c *call) *reply {
 		}
 		c.body = body
 	}
-	if !rt.changes {
+	if rt.method == http.MethodGet {
 		return rt.handle(o, c)
 	}
 	return o.replies.once(c, func() *reply { return rt.handle(o, c) })
