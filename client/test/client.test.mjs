@@ -144,3 +144,26 @@ test('what was pushed while it was away comes once, in order', async (t) => {
   while (got.length < 21) await next(socket, 'message');
   assert.deepEqual(got, Array.from({ length: 21 }, (_, i) => `push ${i}`));
 });
+
+test('it is told when the history no longer reaches back', async (t) => {
+  const gate = await startGate(t, { PUSH_HISTORY: '1,1m', SESSION_HELLO: 'true' });
+  const got = [];
+  let pushed = Promise.resolve(); // it comes back after that
+  const socket = connect(t, gate.url, { token: () => pushed.then(() => 'token'), history: true });
+  socket.onmessage = ({ data }) => got.push(data);
+  socket.addEventListener('gap', () => got.push('gap'));
+  await next(socket, 'open');
+  const push = (i) => gate.api('POST', '/messages?all=true', `push ${i}`);
+  await push(0);
+  let done;
+  pushed = new Promise((resolve) => { done = resolve; });
+  const lost = next(socket, 'reconnecting');
+  await gate.api('DELETE', '/sessions?all=true&code=3008');
+  await lost;
+  const open = next(socket, 'open');
+  for (let i = 1; i < 4; i++) await push(i);
+  done();
+  await open;
+  while (got.length < 3) await next(socket, 'message');
+  assert.deepEqual(got, ['push 0', 'gap', 'push 3']);
+});
