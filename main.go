@@ -1,8 +1,8 @@
 // Portcullis is a front proxy for WebSocket backends: it rate-limits and authenticates every upgrade request, then relays
 // the accepted connection and keeps hold of the session until it ends.
 //
-// This package is the only one that reads the environment, sets up logging, handles signals and exits. This file reads top to
-// bottom: command, parts, run, shutdown; config.go has the settings.
+// This file is the only one that reads the environment, sets up logging, handles signals and exits. It reads top to
+// bottom: command, parts, run, shutdown; proxy/config has the settings.
 package main
 
 import (
@@ -31,6 +31,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
+	"portcullis/proxy/config"
 	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
 	"portcullis/upstream/echo"
@@ -89,7 +90,7 @@ func buildVersion() string {
 
 // program is everything that runs. Only the bundled backend has its listener open before run.
 type program struct {
-	config
+	config.Config
 	log     *slog.Logger
 	proxy   *proxy.Proxy
 	admin   *admin.Server
@@ -97,14 +98,14 @@ type program struct {
 }
 
 // build makes the program's parts from the settings, and checks them as a whole. The error joins every mistake, one a line.
-func build(c config) (*program, error) {
-	p := &program{config: c, log: newLogger(c)}
+func build(c config.Config) (*program, error) {
+	p := &program{Config: c, log: newLogger(c)}
 	var mistakes []error
 	if err := p.chooseBackend(); err != nil {
 		mistakes = append(mistakes, err)
 		// Any URL will do from here on, so that nobody complains about the lack of one again.
 		p.Proxy.Upstream.URL = cmp.Or(p.Proxy.Upstream.URL, "ws://localhost")
-		if p.noTokenEndpoint() {
+		if p.LacksTokenEndpoint() {
 			p.Proxy.Auth.URL = "http://localhost"
 		}
 	}
@@ -125,7 +126,7 @@ func build(c config) (*program, error) {
 	return p, errors.Join(mistakes...)
 }
 
-func newLogger(c config) *slog.Logger {
+func newLogger(c config.Config) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	if c.LogFormat == "text" {
 		return slog.New(slog.NewTextHandler(os.Stderr, options))
@@ -146,7 +147,7 @@ var defaultTokenFrom = []string{"query:token", "header:Authorization"}
 // chooseBackend starts the bundled backend, and points the settings at it, where none is named. It verifies tokens too, on the
 // front port as well, where no token endpoint is named.
 func (p *program) chooseBackend() error {
-	bundledTokens := p.noTokenEndpoint()
+	bundledTokens := p.LacksTokenEndpoint()
 	switch {
 	case p.Proxy.Upstream.URL != "" && bundledTokens:
 		return errors.New(`AUTH_URL: "" would leave UPSTREAM_URL open to everyone; ` +
@@ -182,7 +183,7 @@ func serve(environ map[string]string) int {
 	log.SetOutput(io.Discard)
 	runtime.MemProfileRate = 0 // nothing here serves a profile
 
-	c, misspelt, err := readConfig(environ)
+	c, misspelt, err := config.Read(environ)
 	p, buildErr := build(c)
 	defer p.close()
 	if err := errors.Join(err, buildErr); err != nil {
@@ -321,10 +322,10 @@ func dialable(addr net.Addr) string {
 
 // probeOnce runs the probe and returns the exit code.
 func probeOnce(environ map[string]string, url string) int {
-	c, _, _ := readConfig(environ) // the operator's listener alone matters here; mistakes are for the serving program to report
+	c, _, _ := config.Read(environ) // the operator's listener alone matters here; mistakes are for the serving program to report
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	trust, err := c.adminTLS()
+	trust, err := c.AdminTLS()
 	if err == nil {
 		err = probe.Run(ctx, probe.Config{URL: url, AdminAddr: c.Admin.Addr, AdminTLS: trust, Out: os.Stdout})
 	}
@@ -337,10 +338,10 @@ func probeOnce(environ map[string]string, url string) int {
 
 // operateOnce runs a command for the operator and returns the exit code.
 func operateOnce(environ map[string]string, args []string) int {
-	c, _, _ := readConfig(environ) // as in probeOnce
+	c, _, _ := config.Read(environ) // as in probeOnce
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	trust, err := c.adminTLS()
+	trust, err := c.AdminTLS()
 	if err == nil {
 		err = operate.Run(ctx, operate.Config{AdminAddr: c.Admin.Addr, AdminTLS: trust, Token: c.Proxy.API.AdminToken,
 			In: os.Stdin, Out: os.Stdout}, args[0], args[1:])

@@ -15,6 +15,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy"
+	"portcullis/proxy/config"
 )
 
 func readFile(t *testing.T, name string) string {
@@ -70,10 +71,10 @@ func TestSettingsAreDescribed(t *testing.T) {
 	}
 	compare(settingsPage, table)
 
-	if _, _, err := readConfig(example); err != nil {
+	if _, _, err := config.Read(example); err != nil {
 		t.Errorf("%s with every line in force: %v", examplePage, err)
 	}
-	for _, name := range reserved {
+	for _, name := range config.Reserved {
 		if _, ok := want[name]; ok {
 			t.Errorf("%s is a setting and reserved for a later version", name)
 		}

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"portcullis/proxy"
+	"portcullis/proxy/config"
 	"portcullis/proxy/leaktest"
 	"portcullis/proxy/settings"
 )
@@ -88,7 +89,7 @@ func noLeaks(t *testing.T, said string) {
 }
 
 // list is every setting that the program reads.
-var list, _ = settings.Read(new(config), nil)
+var list, _ = settings.Read(new(config.Config), nil)
 
 func isSecret(name string) bool {
 	return slices.ContainsFunc(list, func(s settings.Setting) bool { return s.Name == name && s.Secret })

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"portcullis/proxy/config"
 )
 
 func environOf(text string) map[string]string {
@@ -135,7 +137,7 @@ func TestMistakesComeInOneRound(t *testing.T) {
 		"AUTH_MODE=none RATE_UPGRADES_PER_SUBJECT=2/s": `AUTH_MODE: "none"`,
 	}
 	round := func(text string) string {
-		c, _, err := readConfig(environOf(text))
+		c, _, err := config.Read(environOf(text))
 		p, buildErr := build(c)
 		defer p.close()
 		if buildErr == nil {
@@ -200,11 +202,11 @@ func TestSettingsWithoutEffect(t *testing.T) {
 	for _, tt := range withoutEffectTests {
 		t.Run(tt.name+" beside "+tt.beside, func(t *testing.T) {
 			environ := environOf(tt.beside)
-			if _, _, err := readConfig(environ); err != nil {
+			if _, _, err := config.Read(environ); err != nil {
 				t.Errorf("at its default: %v", err)
 			}
 			environ[tt.name] = tt.value
-			_, _, err := readConfig(environ)
+			_, _, err := config.Read(environ)
 			shown := tt.value
 			if isSecret(tt.name) {
 				shown = "***"
@@ -234,14 +236,14 @@ func TestSettingsWithoutEffect(t *testing.T) {
 		"RATE_UPGRADES=1000000000/s RATE_UPGRADES_PER_IP=1000000000/s",
 		"SESSION_MAX=10s", // below the default of PING_INTERVAL
 	} {
-		if _, _, err := readConfig(environOf(good)); err != nil {
+		if _, _, err := config.Read(environOf(good)); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}
 }
 
 func TestListsAreTrimmed(t *testing.T) {
-	c, _, err := readConfig(map[string]string{
+	c, _, err := config.Read(map[string]string{
 		"PATHS": "/a, /b", "ORIGINS": " https://a.example ,\thttps://b.example", "TRUSTED_PROXIES": "10.0.0.1 , 10.0.0.2",
 		"AUTH_AUDIENCE": "a, b", "AUTH_REQUIRE": "scope:a, role=b c", "AUTH_JWT_ALGORITHMS": "RS256, ES256",
 		"AUTH_TOKEN_FROM": "query:token, header:Authorization", "AUTH_FORWARD": "sub:A, email:B", "AUTH_COPY_HEADERS": "A, B",
@@ -269,15 +271,15 @@ func TestListsAreTrimmed(t *testing.T) {
 func TestEmptyVariables(t *testing.T) {
 	for _, test := range []struct {
 		name, want string
-		got        func(config) string
+		got        func(config.Config) string
 	}{
-		{"ADMIN_ADDR", "", func(c config) string { return c.Admin.Addr }},
-		{"AUTH_FORWARD", "0", func(c config) string { return fmt.Sprint(len(c.Proxy.Auth.Forward)) }},
-		{"RATE_UPGRADES_PER_IP", "0", func(c config) string { return cmp.Or(c.Proxy.Limits.UpgradesPerIP.String(), "0") }},
-		{"PING_INTERVAL", "30s", func(c config) string { return c.Proxy.Relay.PingInterval.String() }},
-		{"DEMO_TOKEN", "token", func(c config) string { return c.Demo.Token }},
+		{"ADMIN_ADDR", "", func(c config.Config) string { return c.Admin.Addr }},
+		{"AUTH_FORWARD", "0", func(c config.Config) string { return fmt.Sprint(len(c.Proxy.Auth.Forward)) }},
+		{"RATE_UPGRADES_PER_IP", "0", func(c config.Config) string { return cmp.Or(c.Proxy.Limits.UpgradesPerIP.String(), "0") }},
+		{"PING_INTERVAL", "30s", func(c config.Config) string { return c.Proxy.Relay.PingInterval.String() }},
+		{"DEMO_TOKEN", "token", func(c config.Config) string { return c.Demo.Token }},
 	} {
-		c, _, err := readConfig(map[string]string{test.name: ""})
+		c, _, err := config.Read(map[string]string{test.name: ""})
 		if got := test.got(c); err != nil || got != test.want {
 			t.Errorf("%s set but empty: got %q (%v), want %q", test.name, got, err, test.want)
 		}
@@ -341,7 +343,7 @@ func TestUsualNamesAreNotMisspelt(t *testing.T) {
 		for _, name := range strings.Fields(names) {
 			environ[name] = "x"
 		}
-		if got := list.Misspelt(environ, families); len(got) > 0 {
+		if got := list.Misspelt(environ, config.Families); len(got) > 0 {
 			t.Errorf("%s: %+v", where, got)
 		}
 	}

@@ -33,7 +33,7 @@
 //
 // Imports point down, and a test over the import graph keeps it so:
 //
-//		proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header certificate
+//		config → proxy → front api gate session → relay lease auth ticket clientip origin upstream ratelimit … → frame header certificate
 //
 //	  - front, where connections come in, knows nothing of gates: it hands a request and its Exchange to an http.Handler.
 //	  - gate takes a request to a session or a refusal. Its steps know no http.ResponseWriter: a front door of another kind implements
@@ -41,6 +41,8 @@
 //	  - api answers the gate's own paths, with the gate's checks, and /api of the operator's listener, by ADMIN_TOKEN.
 //	  - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
 //	  - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
+//	  - config, above this package, is the environment: every room's settings, and what only all of them together can get wrong.
+//	  - operate is what an operator does from a shell; it asks /api and knows no room.
 //	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header. Both
 //	    listeners, front and admin, use certificate.
 //

@@ -1,4 +1,6 @@
-package main
+// Package config is the whole environment of the program: the Config of each room, read by package settings, and what only all of
+// them together can get wrong. It stands above package proxy, and only main is above it.
+package config
 
 import (
 	"crypto/tls"
@@ -16,8 +18,8 @@ import (
 	"portcullis/upstream/echo"
 )
 
-// config is the whole environment: the Config structs of the packages, and what only the program needs.
-type config struct {
+// Config is the whole environment: the Config structs of the packages, and what only the program needs.
+type Config struct {
 	// ListenAddr is the front listener's host:port; without a host it listens on every address.
 	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000"`
 	// LogLevel is the least level written to standard error.
@@ -30,27 +32,27 @@ type config struct {
 	Demo  echo.Config
 }
 
-// reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
+// Reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
 // not there, so it is a mistake.
-var reserved = []string{"PROXY_PROTOCOL"}
+var Reserved = []string{"PROXY_PROTOCOL"}
 
-// families are the beginnings of names that only settings of this program have. Any
+// Families are the beginnings of names that only settings of this program have. Any
 // other variable that begins so is warned about.
-var families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "TICKET", "TLS_",
+var Families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
-// readConfig reads the environment. The error joins every mistake in it, one a line.
-func readConfig(environ map[string]string) (config, []settings.Misspelling, error) {
-	var c config
+// Read reads the environment. The error joins every mistake in it, one a line.
+func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
+	var c Config
 	list, err := settings.Read(&c, environ)
-	misspelt := list.Misspelt(environ, families)
+	misspelt := list.Misspelt(environ, Families)
 	mistakes := []error{err, c.check(), c.withoutEffect(list)}
 	for _, m := range misspelt {
 		if m.Guard {
 			mistakes = append(mistakes, m)
 		}
 	}
-	for _, name := range reserved {
+	for _, name := range Reserved {
 		if value := environ[name]; value != "" {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q is for a later version, this one does not have it; want it unset", name, value))
 		}
@@ -59,7 +61,7 @@ func readConfig(environ map[string]string) (config, []settings.Misspelling, erro
 }
 
 // check finds the mistakes in what only the program needs.
-func (c *config) check() error {
+func (c *Config) check() error {
 	var mistakes []error
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", c.LogFormat))
@@ -86,7 +88,7 @@ func covers(host, other string) bool {
 }
 
 // withoutEffect returns a mistake for each setting that others take the effect from in a way that its tags cannot say.
-func (c *config) withoutEffect(list settings.List) error {
+func (c *Config) withoutEffect(list settings.List) error {
 	var mistakes []error
 	forbid := func(name, wrong string) {
 		if s := list.Get(name); s.Changed {
@@ -98,7 +100,7 @@ func (c *config) withoutEffect(list settings.List) error {
 			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
 		}
 	}
-	if c.Proxy.Upstream.URL != "" || !c.noTokenEndpoint() {
+	if c.Proxy.Upstream.URL != "" || !c.LacksTokenEndpoint() {
 		forbid("DEMO_TOKEN", "is for the bundled token endpoint alone, which is not in use; want it unset, or AUTH_MODE=endpoint without UPSTREAM_URL and AUTH_URL")
 	}
 	if most := c.Proxy.DrainTimeout; most > 0 && c.Proxy.Relay.CloseTimeout > most {
@@ -110,13 +112,13 @@ func (c *config) withoutEffect(list settings.List) error {
 	return errors.Join(mistakes...)
 }
 
-// noTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
-func (c *config) noTokenEndpoint() bool {
+// LacksTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
+func (c *Config) LacksTokenEndpoint() bool {
 	return c.Proxy.Auth.Mode == "endpoint" && c.Proxy.Auth.URL == ""
 }
 
-// adminTLS is how the operator's listener is spoken to; nil: without TLS.
-func (c *config) adminTLS() (*tls.Config, error) {
+// AdminTLS is how the operator's listener is spoken to; nil: without TLS.
+func (c *Config) AdminTLS() (*tls.Config, error) {
 	if c.Admin.CertFile == "" {
 		return nil, nil
 	}
