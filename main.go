@@ -341,11 +341,13 @@ func operateOnce(environ map[string]string, args []string) int {
 	c, _, _ := config.Read(environ) // as in probeOnce
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	trust, err := c.AdminTLS()
-	if err == nil {
-		err = operate.Run(ctx, operate.Config{AdminAddr: c.Admin.Addr, AdminTLS: trust, Token: c.Proxy.API.AdminToken,
-			In: os.Stdin, Out: os.Stdout}, args[0], args[1:])
+	trust, trustErr := c.AdminTLS()
+	addr, addrErr := probe.DialAddr(c.Admin.Addr)
+	if err := errors.Join(trustErr, addrErr); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", args[0], err)
+		return exitSettings
 	}
+	err := operate.Run(ctx, operate.Config{Addr: addr, TLS: trust, Token: c.Proxy.API.AdminToken, In: os.Stdin, Out: os.Stdout}, args[0], args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return exitDrained
 	}

@@ -16,9 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -30,11 +28,10 @@ var Commands = []string{"sessions", "kick", "send"}
 
 // Config says whom to ask.
 type Config struct {
-	// AdminAddr is the host:port of the operator's listener, as in ADMIN_ADDR; a host that stands for every interface is asked
-	// on loopback.
-	AdminAddr string
-	// AdminTLS is how it is spoken to. Nil: without TLS.
-	AdminTLS *tls.Config
+	// Addr is the host:port of the operator's listener.
+	Addr string
+	// TLS is how it is spoken to. Nil: without TLS.
+	TLS *tls.Config
 	// Token is ADMIN_TOKEN.
 	Token string
 
@@ -109,38 +106,34 @@ type problem struct {
 
 // call asks the API, and reads its answer into v.
 func (c *Config) call(ctx context.Context, method, path string, query url.Values, contentType string, body io.Reader, v any) error {
-	addr, err := c.reachable()
-	if err != nil {
-		return err
-	}
 	if c.Token == "" {
 		return usageError("ADMIN_TOKEN: %q opens nothing; want that of the instance at ADMIN_ADDR", "")
 	}
 	scheme := "http"
-	if c.AdminTLS != nil {
+	if c.TLS != nil {
 		scheme = "https"
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	target := url.URL{Scheme: scheme, Host: addr, Path: path, RawQuery: query.Encode()}
+	target := url.URL{Scheme: scheme, Host: c.Addr, Path: path, RawQuery: query.Encode()}
 	r, err := http.NewRequestWithContext(ctx, method, target.String(), body)
 	if err != nil {
-		return usageError("ADMIN_ADDR: %q is no address to ask", c.AdminAddr)
+		return usageError("ADMIN_ADDR: %q is no address to ask", c.Addr)
 	}
 	r.Header.Set("Authorization", "Bearer "+c.Token)
 	if contentType != "" {
 		r.Header.Set("Content-Type", contentType)
 	}
 	// A transport of its own: without the environment's proxy, and with nothing left open afterwards.
-	transport := &http.Transport{TLSClientConfig: c.AdminTLS, DisableKeepAlives: true}
+	transport := &http.Transport{TLSClientConfig: c.TLS, DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
-		return fmt.Errorf("ask %s (ADMIN_ADDR): %w", addr, err)
+		return fmt.Errorf("ask %s (ADMIN_ADDR): %w", c.Addr, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
 		if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
-			return fmt.Errorf("the answer of %s cannot be read: %w", addr, err)
+			return fmt.Errorf("the answer of %s cannot be read: %w", c.Addr, err)
 		}
 		return nil
 	}
@@ -149,24 +142,9 @@ func (c *Config) call(ctx context.Context, method, path string, query url.Values
 		if resp.StatusCode == http.StatusNotFound {
 			return errors.New("the instance has no API; it is there with ADMIN_TOKEN")
 		}
-		return fmt.Errorf("%s answers %s", addr, resp.Status)
+		return fmt.Errorf("%s answers %s", c.Addr, resp.Status)
 	}
 	return fmt.Errorf("%s (%d)", wrong.Error, resp.StatusCode)
-}
-
-// reachable is where to ask an instance that listens at ADMIN_ADDR.
-func (c *Config) reachable() (string, error) {
-	host, port, err := net.SplitHostPort(c.AdminAddr)
-	if err != nil {
-		return "", usageError("ADMIN_ADDR: %q is no address to ask; want host:port", c.AdminAddr)
-	}
-	switch ip, _ := netip.ParseAddr(host); {
-	case host == "", ip == netip.IPv4Unspecified():
-		host = "127.0.0.1"
-	case ip == netip.IPv6Unspecified():
-		host = "::1"
-	}
-	return net.JoinHostPort(host, port), nil
 }
 
 // printJSON prints what an answer says, as it says it.

@@ -14,7 +14,7 @@ import (
 
 // askReady asks the operator's listener.
 func askReady(ctx context.Context, c Config) error {
-	addr, err := dialAddr(c.AdminAddr)
+	addr, err := DialAddr(c.AdminAddr)
 	if err != nil {
 		return err
 	}
@@ -45,10 +45,10 @@ func askReady(ctx context.Context, c Config) error {
 	return nil
 }
 
-// dialAddr returns the address at which to reach a server that listens at addr.
-func dialAddr(addr string) (string, error) {
+// DialAddr returns the address at which to reach a server that listens at addr.
+func DialAddr(addr string) (string, error) {
 	if addr == "" {
-		return "", errors.New("ADMIN_ADDR is empty, so there is no operator's listener to ask; name a URL to probe instead")
+		return "", errors.New("ADMIN_ADDR is empty, so there is no operator's listener to ask; want its host:port, or for a probe the URL of a WebSocket")
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

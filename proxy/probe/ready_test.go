@@ -61,13 +61,13 @@ func TestReachable(t *testing.T) {
 		{addr: "0.0.0.0:9090", want: "127.0.0.1:9090"},
 		{addr: "[::]:9090", want: "[::1]:9090"},
 		{addr: "[2001:db8::1]:9090", want: "[2001:db8::1]:9090"},
-		{addr: "", err: "ADMIN_ADDR is empty, so there is no operator's listener to ask; name a URL to probe instead"},
+		{addr: "", err: "ADMIN_ADDR is empty, so there is no operator's listener to ask; want its host:port, or for a probe the URL of a WebSocket"},
 		{addr: "9090", err: `ADMIN_ADDR: "9090" is no address to ask; want host:port`},
 	}
 	for _, tt := range tests {
-		got, err := dialAddr(tt.addr)
+		got, err := DialAddr(tt.addr)
 		if got != tt.want || (err != nil || tt.err != "") && (err == nil || err.Error() != tt.err) {
-			t.Errorf("dialAddr(%q) = %q, %v, want %q, %s", tt.addr, got, err, tt.want, tt.err)
+			t.Errorf("DialAddr(%q) = %q, %v, want %q, %s", tt.addr, got, err, tt.want, tt.err)
 		}
 	}
 }
