@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 	"time"
 
 	"portcullis/proxy/auth"
@@ -13,14 +12,14 @@ import (
 	"portcullis/proxy/relay"
 )
 
-// credential ties a session to the grant that it lives by. It is the holder of the session's lease.
+// credential is what a session lives by.
 type credential struct {
-	session *Session
-	lease   lease.Lease
-
-	mu    sync.Mutex // guards what follows
-	grant auth.Grant // without its token where that is not to be verified again
+	lease lease.Lease
+	grant auth.Grant // without its token where that is not to be verified again; guarded by the control's mu
 }
+
+// holder is a session as its lease sees it.
+type holder Session
 
 // leaseEndings are what both sides get when a lease ends.
 var leaseEndings = map[lease.EndReason]ending{
@@ -30,16 +29,16 @@ var leaseEndings = map[lease.EndReason]ending{
 }
 
 // LeaseEnded tells both sides.
-func (c *credential) LeaseEnded(why lease.EndReason) { c.session.control.end(leaseEndings[why]) }
+func (h *holder) LeaseEnded(why lease.EndReason) { h.control.end(leaseEndings[why]) }
 
 // VerifyAgain asks about the credential that the session lives by now. Another subject than the session's means that the
 // credential is another's by now, which ends the session.
-func (c *credential) VerifyAgain(ctx context.Context) (lease.Terms, error) {
-	s := c.session
+func (h *holder) VerifyAgain(ctx context.Context) (lease.Terms, error) {
+	s := (*Session)(h)
 	m := s.manager
-	c.mu.Lock()
-	grant := c.grant
-	c.mu.Unlock()
+	s.control.mu.Lock()
+	grant := s.control.credential.grant
+	s.control.mu.Unlock()
 	decision, err := m.verifier.VerifyAgain(ctx, grant.Credential)
 	if err == nil && decision.Subject != s.Subject {
 		err = &auth.RefusedError{Cause: errors.New("it names another subject now")}

@@ -137,7 +137,7 @@ func (m *Manager) regroup(s *Session, d auth.Decision) error {
 		return err
 	}
 	m.registry.mu.Lock()
-	for _, g := range s.control.groups {
+	for _, g := range s.entry.groups {
 		if strings.HasPrefix(g, "query:") {
 			groups = append(groups, g)
 		}

@@ -135,15 +135,18 @@ func (m *Manager) Open(o Opening) (*Session, error) {
 	if !leased && m.registry == nil {
 		return s, nil
 	}
-	s.control = &control{groups: o.Groups, history: m.history.position(o.LastPush)}
+	s.control = &control{history: m.history.position(o.LastPush)}
 	if leased {
-		s.control.credential = &credential{session: s, grant: kept(o.Grant)}
+		s.control.credential = &credential{grant: kept(o.Grant)}
+	}
+	if m.registry != nil {
+		s.entry = &entry{groups: o.Groups}
 	}
 	if err := m.enter(s); err != nil {
 		return nil, err
 	}
 	if c := s.control.credential; c != nil {
-		m.leases.Hold(&c.lease, c, terms(d))
+		m.leases.Hold(&c.lease, (*holder)(s), terms(d))
 	}
 	return s, nil
 }
@@ -177,9 +180,9 @@ func (m *Manager) Renew(id string, g auth.Grant) (renewed bool, err error) {
 	if err := m.regroup(s, g.Decision); err != nil {
 		return false, err
 	}
-	c.mu.Lock()
+	s.control.mu.Lock()
 	c.grant = kept(g)
-	c.mu.Unlock()
+	s.control.mu.Unlock()
 	if !m.leases.Renew(&c.lease, terms(g.Decision)) {
 		return false, nil
 	}

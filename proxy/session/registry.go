@@ -27,10 +27,17 @@ func (f *Filter) Everybody() bool {
 func (f *Filter) matches(s *Session) bool {
 	return (f.Session == "" || f.Session == s.ID) &&
 		(f.Subject == "" || f.Subject == s.Subject) &&
-		(f.Group == "" || slices.Contains(s.control.groups, f.Group)) &&
+		(f.Group == "" || slices.Contains(s.entry.groups, f.Group)) &&
 		(f.Path == "" || f.Path == s.Path) &&
 		(f.Address == "" || f.Address == s.Client) &&
 		(f.Except == "" || f.Except != s.ID)
+}
+
+// entry is a session's place in the registry, whose mu guards all of it.
+type entry struct {
+	order                    int64 // when it was opened, in nanoseconds since 1970, and its place among the others; unique
+	groups                   []string
+	inAll, inSubject, inPath link
 }
 
 // registry finds the live sessions. Its lock is taken when a session opens, ends or changes its groups, and by who looks for
@@ -57,7 +64,7 @@ func newRegistry() *registry {
 // add enters a session and gives it its place in the order. The caller holds mu.
 func (r *registry) add(s *Session) {
 	r.last = max(time.Now().UnixNano(), r.last+1)
-	s.control.order = r.last
+	s.entry.order = r.last
 	r.byID[s.ID] = s
 	r.all = r.all.push(s, inAll)
 	r.bySubject[s.Subject] = r.bySubject[s.Subject].push(s, inSubject)
@@ -91,17 +98,17 @@ func replace(m map[string]ring, key string, r ring) {
 func (r *registry) setGroups(s *Session, groups []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.byID[s.ID] != s || slices.Equal(s.control.groups, groups) {
+	if r.byID[s.ID] != s || slices.Equal(s.entry.groups, groups) {
 		return
 	}
 	r.leave(s)
-	s.control.groups = groups
+	s.entry.groups = groups
 	r.join(s)
 }
 
 // join enters a session into its groups. The caller holds mu.
 func (r *registry) join(s *Session) {
-	for _, g := range s.control.groups {
+	for _, g := range s.entry.groups {
 		if r.byGroup[g] == nil {
 			r.byGroup[g] = make(map[*Session]struct{})
 		}
@@ -111,7 +118,7 @@ func (r *registry) join(s *Session) {
 
 // leave takes a session out of its groups. The caller holds mu.
 func (r *registry) leave(s *Session) {
-	for _, g := range s.control.groups {
+	for _, g := range s.entry.groups {
 		delete(r.byGroup[g], s)
 		if len(r.byGroup[g]) == 0 {
 			delete(r.byGroup, g)
@@ -125,7 +132,7 @@ func (r *registry) find(f *Filter, after int64) iter.Seq[*Session] {
 	candidates := r.candidates(f)
 	return func(yield func(*Session) bool) {
 		for s := range candidates {
-			if s.control.order > after && f.matches(s) && !yield(s) {
+			if s.entry.order > after && f.matches(s) && !yield(s) {
 				return
 			}
 		}
@@ -148,7 +155,7 @@ func (r *registry) candidates(f *Filter) iter.Seq[*Session] {
 		for s := range r.byGroup[f.Group] {
 			members = append(members, s)
 		}
-		slices.SortFunc(members, func(a, b *Session) int { return cmp.Compare(a.control.order, b.control.order) })
+		slices.SortFunc(members, func(a, b *Session) int { return cmp.Compare(a.entry.order, b.entry.order) })
 		return slices.Values(members)
 	case f.Path != "":
 		return r.byPath[f.Path].each(inPath)
@@ -162,9 +169,9 @@ type ring struct{ first, last *Session }
 // link is a session's place in one ring.
 type link struct{ next, previous *Session }
 
-func inAll(s *Session) *link     { return &s.control.inAll }
-func inSubject(s *Session) *link { return &s.control.inSubject }
-func inPath(s *Session) *link    { return &s.control.inPath }
+func inAll(s *Session) *link     { return &s.entry.inAll }
+func inSubject(s *Session) *link { return &s.entry.inSubject }
+func inPath(s *Session) *link    { return &s.entry.inPath }
 
 func (r ring) push(s *Session, at func(*Session) *link) ring {
 	*at(s) = link{previous: r.last}

@@ -36,6 +36,7 @@ type Session struct {
 	manager *Manager
 	slot    *ratelimit.Slot
 	control *control // nil: nothing can be done with it but to wait for its end
+	entry   *entry   // its place in the registry; nil: there is none
 }
 
 // control is by what a session is found, verified again, spoken to and ended.
@@ -43,12 +44,7 @@ type control struct {
 	credential *credential // nil: it neither ends nor is verified again nor can be renewed
 	history    *position   // in the history of pushes; nil: the client did not ask for it
 
-	// Guarded by the registry's mu; zero where there is none.
-	order                    int64 // when it was opened, in nanoseconds since 1970, and its place among the others; unique
-	groups                   []string
-	inAll, inSubject, inPath link
-
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the credential's grant, and what follows
 	live    relay.Session
 	waiting *waiting // nil: nothing
 }

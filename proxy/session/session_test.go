@@ -72,15 +72,14 @@ func TestLeaseThatEndsFirst(t *testing.T) {
 		do   func(*Session, relay.Session)
 		want []relay.Reason
 	}{
-		{"before", func(n *Session, s relay.Session) { n.control.credential.LeaseEnded(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
-		{"after", func(n *Session, s relay.Session) { n.started(s); n.control.credential.LeaseEnded(lease.Expired) }, []relay.Reason{relay.Expired}},
+		{"before", func(n *Session, s relay.Session) { (*holder)(n).LeaseEnded(lease.Revoked); n.started(s) }, []relay.Reason{relay.Revoked}},
+		{"after", func(n *Session, s relay.Session) { n.started(s); (*holder)(n).LeaseEnded(lease.Expired) }, []relay.Reason{relay.Expired}},
 		{"never", func(n *Session, s relay.Session) { n.started(s) }, nil},
-		{"the session comes to nothing", func(n *Session, s relay.Session) { n.control.credential.LeaseEnded(lease.Expired) }, nil},
+		{"the session comes to nothing", func(n *Session, s relay.Session) { (*holder)(n).LeaseEnded(lease.Expired) }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &closed{}
 			opened := &Session{manager: new(Manager), control: new(control)}
-			opened.control.credential = &credential{session: opened}
 			tt.do(opened, s)
 			if !slices.Equal(s.reasons, tt.want) {
 				t.Errorf("closed for %q, want %q", s.reasons, tt.want)
