@@ -236,24 +236,25 @@ func TestOperatorPages(t *testing.T) {
 	for range 5 {
 		o.gate.connect(t, "/?token=wonder", nil)
 	}
-	var ids []any
+	var ids []string
 	target := "/api/sessions?limit=2&subject=Alice"
 	page := o.call("GET", target, "")
 	for {
 		for _, s := range page.json["sessions"].([]any) {
-			ids = append(ids, s.(map[string]any)["id"])
+			ids = append(ids, s.(map[string]any)["id"].(string))
 		}
 		next, more := page.json["next"].(string)
 		if !more {
 			break
 		}
-		for i, wrong := range []string{"/api/sessions?limit=2&cursor=" + next, target + "&cursor=" + next[1:], target + "&cursor=A" + next[1:], target + "&cursor=" + next + "A"} {
-			if a := o.call("GET", wrong, ""); a.StatusCode != 400 && wrong != target+"&cursor="+next {
+		for i, wrong := range []string{"/api/sessions?limit=2&cursor=" + next, target + "&cursor=" + next[1:], target + "&cursor=A" + next[1:] + "A", target + "&cursor=" + next + "A"} {
+			if a := o.call("GET", wrong, ""); a.StatusCode != 400 {
 				t.Errorf("cursor %d: %d %s", i, a.StatusCode, a.text)
 			}
 		}
 		page = o.call("GET", target+"&cursor="+next, "")
 	}
+	slices.Sort(ids)
 	if len(ids) != 5 || len(slices.Compact(ids)) != 5 {
 		t.Errorf("%d sessions, want 5: %v", len(ids), ids)
 	}

@@ -30,7 +30,7 @@ func serve(t *testing.T, answer func(query func(string) string, body string) str
 		io.WriteString(w, answer(r.URL.Query().Get, string(body)))
 	}))
 	t.Cleanup(s.Close)
-	return Config{AdminAddr: s.Listener.Addr().String(), Token: token, Out: out}, out, asked
+	return Config{Addr: s.Listener.Addr().String(), Token: token, Out: out}, out, asked
 }
 
 // A list goes on from page to page, as far as it is wanted and no further.
