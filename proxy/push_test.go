@@ -384,6 +384,15 @@ func TestPushIntoAnEndlessMessage(t *testing.T) {
 		})
 		g := newGate(t, b.url, func(c *Config) { withAPI(c); edit(c) })
 		conn := g.connect(t, "/?token=wonder", nil)
+		if c.Relay.Mode != "terminate" { // the message has begun
+			_, r, err := conn.NextReader()
+			if err == nil {
+				_, err = io.ReadFull(r, make([]byte, 1))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		g.push(session.Filter{}, "hello")
 		if c.Relay.Mode == "terminate" { // whole messages alone go on, so this is before the one that never ends
 			if _, got, err := conn.ReadMessage(); err != nil || string(got) != "hello" {
