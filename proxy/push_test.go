@@ -131,14 +131,16 @@ func TestBroadcastWhileSessionsComeAndGo(t *testing.T) {
 func TestKickWhileSessionsCome(t *testing.T) {
 	g := newGate(t, newEcho(t), func(c *Config) {
 		withAPI(c)
-		c.Limits.UpgradesPerIP = ratelimit.Rate{}
+		c.Limits = ratelimit.Config{}
+		c.Auth.Timeout, c.Relay.CloseTimeout, c.Upstream.HandshakeTimeout = 12*patience, 12*patience, 12*patience // nobody is given up for being slow
 	})
+	d := websocket.Dialer{HandshakeTimeout: 12 * patience}
 	var clients sync.WaitGroup
 	kicked, refused := make(chan struct{}, 1000), make(chan struct{}, 1000)
-	for range 200 {
+	for range 50 {
 		clients.Go(func() {
 			for range 3 {
-				conn, resp, err := g.tryConnect("/?token=wonder", nil)
+				conn, resp, err := d.Dial("ws://"+g.addr+"/?token=wonder", nil)
 				if err != nil {
 					if resp == nil || resp.StatusCode != http.StatusForbidden {
 						t.Errorf("%v, %v", resp, err)
@@ -146,7 +148,7 @@ func TestKickWhileSessionsCome(t *testing.T) {
 					refused <- struct{}{}
 					return
 				}
-				conn.SetReadDeadline(time.Now().Add(6 * patience))
+				conn.SetReadDeadline(time.Now().Add(12 * patience))
 				_, _, err = conn.ReadMessage()
 				wantClose(t, "client", err, 3003, "kicked")
 				conn.Close()
@@ -183,7 +185,11 @@ func TestPushBesideCompression(t *testing.T) {
 			eachRelay(t, func(t *testing.T, edit func(*Config)) {
 				t.Parallel()
 				w := newWitness(t)
-				g := newGate(t, w.url, func(c *Config) { withAPI(c); edit(c); c.Relay.PushQueue = 1 << 20 })
+				g := newGate(t, w.url, func(c *Config) {
+					withAPI(c)
+					edit(c)
+					c.Relay.PushQueue, c.Relay.CloseTimeout = 1<<20, 12*patience // nobody is given up for being slow
+				})
 				d := websocket.Dialer{EnableCompression: compressed, HandshakeTimeout: patience}
 				conn, _, err := d.Dial("ws://"+g.addr+"/?token=wonder", nil)
 				if err != nil {
