@@ -163,8 +163,9 @@ func newTeller(t testing.TB, first http.HandlerFunc) *teller {
 	e := &teller{asked: make(chan string, 10_000)}
 	e.answer.Store(&first)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := *e.answer.Load() // before anybody knows of the question, and may change it
 		e.asked <- r.FormValue("token")
-		(*e.answer.Load())(w, r)
+		answer(w, r)
 	}))
 	t.Cleanup(s.Close)
 	e.url = s.URL
