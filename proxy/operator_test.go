@@ -116,11 +116,11 @@ func TestOperatorReachesSessions(t *testing.T) {
 		t.Errorf("traffic: %s", got)
 	}
 
-	reached := `{"reached":1,"ending":0,"too_slow":0,"extension":0}`
+	reached := `{"reached":1,"ending":0,"too_slow":0,"extension":0,"full":0}`
 	for target, want := range map[string]string{
 		"session=" + id: reached, "subject=Alice": reached, "group=query:room:lobby": reached, "path=/chat&subject=Alice": reached,
-		"subject=Bob": `{"reached":0,"ending":0,"too_slow":0,"extension":0}`,
-		"all=true":    `{"reached":2,"ending":0,"too_slow":0,"extension":0}`, "all=true&except=" + id: reached,
+		"subject=Bob": `{"reached":0,"ending":0,"too_slow":0,"extension":0,"full":0}`,
+		"all=true":    `{"reached":2,"ending":0,"too_slow":0,"extension":0,"full":0}`, "all=true&except=" + id: reached,
 	} {
 		o.want(200, want, "POST", "/api/messages?"+target, target, asText)
 		if want == reached && !strings.Contains(target, "except") || target == "all=true" {
@@ -327,7 +327,7 @@ func TestOperatorIdempotency(t *testing.T) {
 	for _, value := range []string{"a b", "é", strings.Repeat("x", 256)} {
 		o.want(400, wrong, "POST", "/api/messages?all=true", "once", asText, "Idempotency-Key: "+value)
 	}
-	o.want(200, `{"reached":1,"ending":0,"too_slow":0,"extension":0}`, "POST", "/api/messages?all=true", "end", asText)
+	o.want(200, `{"reached":1,"ending":0,"too_slow":0,"extension":0,"full":0}`, "POST", "/api/messages?all=true", "end", asText)
 	for _, want := range []string{"once", "end"} {
 		if _, got, err := conn.ReadMessage(); err != nil || string(got) != want {
 			t.Errorf("got %q, %v, want %q", got, err, want)

@@ -110,9 +110,7 @@ func New(c Config) (*Proxy, error) {
 		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", client.String()))
 	}
 	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
-	if c.Gate.RefuseWithClose {
-		c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
-	}
+	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
 	if target, err := url.Parse(c.Upstream.URL); err == nil {
 		c.Gate.UpstreamHost = target.Host
 	}
@@ -139,6 +137,7 @@ func New(c Config) (*Proxy, error) {
 	parts.Auth, parts.Extensions = p.auth, c.Relay.Mode != "terminate"
 	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
 	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
+	c.Session.Limits = session.Limits{Messages: perSession.Messages, Burst: perSession.Burst, Bytes: perSession.Bytes}
 	c.Session.Listed = c.API.AdminToken != ""
 	p.sessions, err = session.New(c.Session)
 	note()
@@ -152,6 +151,10 @@ func New(c Config) (*Proxy, error) {
 		}
 		return nil, err
 	}
+	metrics.WatchKept(func() float64 {
+		bytes, _ := c.Session.Relay.KeptTotal()
+		return float64(bytes)
+	})
 	p.api = api.New(c.API, p.gate, p.sessions)
 	p.operator = api.NewOperator(c.API, p.sessions)
 	for _, warning := range p.auth.Warnings() {
@@ -185,6 +188,9 @@ func (c *Config) check() error {
 	}
 	if c.Session.Hello && !c.Session.Renewal && c.Session.History.Pushes == 0 {
 		note("SESSION_HELLO: \"true\" sends what is of no use without RENEWAL or PUSH_HISTORY; want false, or one of them")
+	}
+	if c.Relay.Resume > 0 && c.API.PushMaxBytes > c.Relay.ResumeBuffer {
+		note("PUSH_MAX_BYTES: \"%d\" does not fit RESUME_BUFFER, %d; want no more, or RESUME=0s", c.API.PushMaxBytes, c.Relay.ResumeBuffer)
 	}
 	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
 	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || scheme == "wss" || scheme == "https") {

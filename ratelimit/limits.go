@@ -5,7 +5,8 @@
 // # What is limited
 //
 //	by            how often (token buckets)                how many at once
-//	address       UpgradeFromAddress, Attempt (failures)   SessionsFull, AcquireSlot
+//	address       UpgradeFromAddress, Attempt (failures),  SessionsFull, AcquireSlot,
+//	              UnknownReturn                            Slot.Move
 //	subject       UpgradeOfSubject                         AcquireSlot
 //	all together  UpgradeGlobal                            SessionsFull, AcquireSlot
 //
@@ -60,6 +61,7 @@ type Limits struct {
 	subjects  *buckets[subjectKey]
 	global    *rate.Limiter
 	failures  *failures
+	returns   *buckets[netip.Prefix] // never nil
 
 	sessions *sessions
 
@@ -74,6 +76,7 @@ func New(c Config) (*Limits, error) {
 	}
 	l := &Limits{
 		sessions: newSessions(c),
+		returns:  newBuckets[netip.Prefix](returnsPerSecond, returnsPerSecond, tableSize),
 	}
 	if r := c.UpgradesPerIP; r.N > 0 {
 		l.addresses = newBuckets[netip.Prefix](r.limit(), r.burst(c.UpgradesPerIPBurst), tableSize)
@@ -98,6 +101,16 @@ func (l *Limits) UpgradeFromAddress(key netip.Prefix, now time.Time) (wait time.
 		return 0, true
 	}
 	return l.addresses.take(key, now)
+}
+
+// returnsPerSecond bounds the returns of an address to sessions that nobody knows, and their bursts: an office behind one address
+// gets in again soon after a restart of the gate, and who guesses tokens does not get far.
+const returnsPerSecond = 50
+
+// UnknownReturn takes one of the address's tokens for a return to a session that nobody knows. If there is none, ok is false and
+// wait is how long until there is one.
+func (l *Limits) UnknownReturn(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
+	return l.returns.take(key, now)
 }
 
 // UpgradeGlobal takes one of the upgrade tokens that all clients share. If

@@ -28,7 +28,7 @@ type sessions struct {
 // Slot counts one open session, until it is released.
 type Slot struct {
 	sessions   *sessions
-	address    netip.Prefix
+	address    netip.Prefix // guarded by sessions.mu
 	subject    subjectKey
 	hasSubject bool // counted by subject too
 	released   bool // guarded by sessions.mu
@@ -96,6 +96,43 @@ func (slot *Slot) Release() {
 	if slot.hasSubject {
 		s.bySubject.remove(slot.subject)
 	}
+}
+
+// Address is where the session is counted.
+func (slot *Slot) Address() netip.Prefix {
+	slot.sessions.mu.Lock()
+	defer slot.sessions.mu.Unlock()
+	return slot.address
+}
+
+// Move counts the session at another address. undo counts it where it was, whatever the cap there; ok is false where the cap of
+// the other address leaves no room, and nothing has changed.
+func (slot *Slot) Move(to netip.Prefix) (undo func(), ok bool) {
+	s := slot.sessions
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from := slot.address
+	if from == to || slot.released {
+		return func() {}, true
+	}
+	if s.byAddress.full(to) {
+		return nil, false
+	}
+	slot.move(to)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !slot.released && slot.address == to {
+			slot.move(from)
+		}
+	}, true
+}
+
+// move is called with mu held.
+func (slot *Slot) move(to netip.Prefix) {
+	slot.sessions.byAddress.add(to)
+	slot.sessions.byAddress.remove(slot.address)
+	slot.address = to
 }
 
 // counts are the numbers of sessions by key. It holds only keys that have sessions,

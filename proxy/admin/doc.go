@@ -22,6 +22,10 @@
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400
 //	portcullis_messages_total{direction}                        counter    complete data messages
 //	portcullis_message_bytes_total{direction}                   counter    their payload as on the wire: compressed if it was
+//	portcullis_sessions_detached                                gauge      of those live: whose client is away and may come back
+//	portcullis_resumptions_total{result}                        counter    clients that came back to their session
+//	portcullis_resumptions_lost_total                           counter    sessions that are resumable no more, for want of memory
+//	portcullis_resume_kept_bytes                                gauge      what resumable sessions keep
 //	portcullis_pushes_total{result}                             counter    pushes, one for each session
 //	portcullis_pushes_dropped_total{reason}                     counter    those that were queued and not delivered
 //	portcullis_auth_call_duration_seconds{result}               histogram  .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 10
@@ -37,7 +41,7 @@
 // A series lives as long as the process, so no label ever holds what a client or an upstream chose:
 //
 //	reason   one of those named in [Known], else other
-//	result   the [AuthAccepted] and [DialConnected] constants, else other
+//	result   the [AuthAccepted], [DialConnected] and [Resumed] constants, and those of pushes, else other
 //	code     a code of the IANA registry that may be on the wire (1000 to 1014, 3000, 3003, 3008), else 3xxx, 4xxx
 //	         or other; 1005 for a Close frame without a code, 1006 if there was none
 //

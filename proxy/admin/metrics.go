@@ -5,6 +5,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,6 +67,11 @@ type Metrics struct {
 
 	fromClient, fromUpstream traffic
 
+	away           prometheus.Gauge
+	resumptions    map[string]prometheus.Counter // returns, by what came of them
+	resumptionLost prometheus.Counter
+	kept           atomic.Pointer[func() float64] // nil: nothing keeps anything
+
 	pushes      map[string]prometheus.Counter // by what became of them at first
 	pushDropped map[string]prometheus.Counter // by why those that were queued came to nothing
 
@@ -84,6 +90,7 @@ func NewMetrics(known Known) *Metrics {
 		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
 		dropped  = newCounterVec("pushes_dropped_total", "Pushes that were queued for a session and not delivered, by reason.", "reason")
+		resumed  = newCounterVec("resumptions_total", "Clients that came back to their session, by result.", "result")
 		auth     = newHistogramVec("auth_call_duration_seconds", "Time a verifier took for one credential.", "result")
 		dial     = newHistogramVec("upstream_dial_duration_seconds", "Time to reach an upstream, or to fail to.", "result")
 	)
@@ -107,6 +114,14 @@ func NewMetrics(known Known) *Metrics {
 		fromClient:   traffic{messages.WithLabelValues("from_client"), bytes.WithLabelValues("from_client")},
 		fromUpstream: traffic{messages.WithLabelValues("from_upstream"), bytes.WithLabelValues("from_upstream")},
 
+		away: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_sessions_detached", Help: "Sessions whose client is away and may come back.",
+		}),
+		resumptions: resolve(resumeResults, func(result string) prometheus.Counter { return resumed.WithLabelValues(result) }),
+		resumptionLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portcullis_resumptions_lost_total", Help: "Open sessions that are not resumable any more because RESUME_TOTAL was used up.",
+		}),
+
 		pushes:      resolve(pushResults, func(result string) prometheus.Counter { return pushes.WithLabelValues(result) }),
 		pushDropped: resolve(known.PushDrops, func(reason string) prometheus.Counter { return dropped.WithLabelValues(reason) }),
 
@@ -119,8 +134,16 @@ func NewMetrics(known Known) *Metrics {
 			m.ended.WithLabelValues(reason, codeLabel(code))
 		}
 	}
+	kept := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "portcullis_resume_kept_bytes", Help: "Bytes that resumable sessions keep, of RESUME_TOTAL.",
+	}, func() float64 {
+		if kept := m.kept.Load(); kept != nil {
+			return (*kept)()
+		}
+		return 0
+	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.away, resumed, m.resumptionLost, kept, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -158,15 +181,37 @@ func (m *Metrics) SessionEnded(s EndedSession) {
 	m.fromUpstream.add(s.UpstreamMessages, s.UpstreamBytes)
 }
 
+// Results of [Metrics.Resumption].
+const (
+	Resumed       = "resumed"
+	ResumeStale   = "stale"
+	ResumeUnknown = "unknown"
+	ResumeRefused = "refused" // by a cap of the address, or for want of something on this side
+)
+
+var resumeResults = []string{Resumed, ResumeStale, ResumeUnknown, ResumeRefused}
+
+// Resumption counts a client that came back to a session; result is Resumed or another of its constants.
+func (m *Metrics) Resumption(result string) { childOf(m.resumptions, result).Inc() }
+
+// Away adds n to the sessions whose client is away.
+func (m *Metrics) Away(n int) { m.away.Add(float64(n)) }
+
+// ResumptionLost counts an open session that is not resumable any more.
+func (m *Metrics) ResumptionLost() { m.resumptionLost.Inc() }
+
+// WatchKept has kept say how many bytes resumable sessions keep.
+func (m *Metrics) WatchKept(kept func() float64) { m.kept.Store(&kept) }
+
 // Results of pushes.
-var pushResults = []string{"queued", "ending", "too_slow", "extension"}
+var pushResults = []string{"queued", "ending", "too_slow", "extension", "full"}
 
 // PushedSessions is how many sessions a push has reached, and not reached.
-type PushedSessions struct{ Reached, Ending, TooSlow, Extension int }
+type PushedSessions struct{ Reached, Ending, TooSlow, Extension, Full int }
 
 // Pushed counts a push, once for each session.
 func (m *Metrics) Pushed(p PushedSessions) {
-	for i, n := range []int{p.Reached, p.Ending, p.TooSlow, p.Extension} {
+	for i, n := range []int{p.Reached, p.Ending, p.TooSlow, p.Extension, p.Full} {
 		m.pushes[pushResults[i]].Add(float64(n))
 	}
 }

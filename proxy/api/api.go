@@ -35,7 +35,8 @@ type Config struct {
 
 	// AdminToken opens /api on the operator's listener to whoever shows it. It has 16 characters or more. Empty: there is no /api.
 	AdminToken string `env:"ADMIN_TOKEN" secret:"true" needs:"ADMIN_ADDR"`
-	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive.
+	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive, and with resumption it must fit the
+	// buffer of a session, which is then what the environment has for a default.
 	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
 
 	// OpenAPI describes /api, and is served there.

@@ -16,6 +16,7 @@ type pushed struct {
 	Ending    int    `json:"ending"`       // those that were on their way out
 	TooSlow   int    `json:"too_slow"`     // those whose queue was full, and that are ended for it
 	Extension int    `json:"extension"`    // those with an extension that the gate does not know
+	Full      int    `json:"full"`         // resumable ones whose buffer was full; those whose client was away are ended for it
 }
 
 // send is POST /api/messages: its body is one message.
@@ -33,9 +34,9 @@ func (o *Operator) send(c *call) *reply {
 		return problem(http.StatusBadRequest, "a text message must be UTF-8; send another Content-Type for a binary one")
 	}
 	reach, id := o.sessions.Send(f, m)
-	a := jsonReply(http.StatusOK, pushed{id, reach.Reached, reach.Ending, reach.TooSlow, reach.Extension})
+	a := jsonReply(http.StatusOK, pushed{id, reach.Reached, reach.Ending, reach.TooSlow, reach.Extension, reach.Full})
 	a.attrs = []any{"bytes", len(m.Body), "reached", reach.Reached}
-	if missed := reach.Ending + reach.TooSlow + reach.Extension; missed > 0 {
+	if missed := reach.Ending + reach.TooSlow + reach.Extension + reach.Full; missed > 0 {
 		a.attrs = append(a.attrs, "not_reached", missed)
 	}
 	return a

@@ -38,13 +38,16 @@ var Reserved = []string{"PROXY_PROTOCOL"}
 
 // Families are the beginnings of names that only settings of this program have. Any
 // other variable that begins so is warned about.
-var Families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "TICKET", "TLS_",
+var Families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "RESUME_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
 // Read reads the environment. The error joins every mistake in it, one a line.
 func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 	var c Config
 	list, err := settings.Read(&c, environ)
+	if environ["PUSH_MAX_BYTES"] == "" && c.Proxy.Relay.Resume > 0 {
+		c.Proxy.API.PushMaxBytes = c.Proxy.Relay.ResumeBuffer
+	}
 	misspelt := list.Misspelt(environ, Families)
 	mistakes := []error{err, c.check(), c.withoutEffect(list)}
 	for _, m := range misspelt {

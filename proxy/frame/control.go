@@ -20,6 +20,18 @@ func AppendMessage(b []byte, op Opcode, payload []byte) []byte {
 	return append(Header{Fin: true, Opcode: op, Length: int64(len(payload))}.Append(b), payload...)
 }
 
+// AppendMasked appends a message in one frame of its own, as a client sends it: masked, with a fresh key (RFC 6455, sections 5.1
+// and 10.3).
+func AppendMasked(b []byte, op Opcode, payload []byte) []byte {
+	h := Header{Fin: true, Opcode: op, Masked: true, Length: int64(len(payload))}
+	rand.Read(h.Key[:])
+	b = h.Append(b)
+	start := len(b)
+	b = append(b, payload...)
+	Mask(h.Key, 0, b[start:])
+	return b
+}
+
 // AppendControl appends a whole control frame as role sends it, with a fresh
 // masking key from crypto/rand where one is due: a predictable key would let a
 // peer choose the bytes on the wire (RFC 6455, section 10.3). A payload beyond

@@ -15,7 +15,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	if !u.route.auth.Required() {
 		return nil
 	}
-	credential, err := u.route.auth.Find(u.HTTP)
+	credential, err := u.route.auth.Find(u.withResumption())
 	ticket, err := g.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
 	if missing && u.route.first == nil {

@@ -37,9 +37,13 @@ func (s semaphore) release() { <-s }
 
 // upgradeToRefuse answers a valid handshake from an allowed origin with 101, so that a browser's script, which cannot read the
 // status of a failed handshake, gets the refusal as a Close frame (REFUSE_WITH_CLOSE). Where it does not, the refusal stays an
-// HTTP answer.
+// HTTP answer. A client that offers resumption is a script, and always gets that frame.
 func (g *Gate) upgradeToRefuse(u *upgrade, no *refusal.Refusal) {
-	eligible := u.validHandshake && no.Reason != refusal.Origin && no.StatusCode() != 0
+	eligible := (g.refuseWithClose || u.resumption) && u.validHandshake && no.Reason != refusal.Origin && no.StatusCode() != 0
+	if eligible && u.socket != nil && !u.switched() {
+		u.socket.refuseOnly = true
+		u.socket.write(g.switchingProtocols(u))
+	}
 	if eligible && u.socket == nil && g.closeFrames.tryAcquire() {
 		g.hijackAndSwitch(u, socket{pending: g.closeFrames, refuseOnly: true}) // whatever goes wrong, the first refusal counts
 	}

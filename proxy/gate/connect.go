@@ -21,7 +21,7 @@ func (g *Gate) connect(u *upgrade) *refusal.Refusal {
 	}
 	g.Metrics.UpstreamDial(admin.DialConnected, conn.DialTime)
 	u.upstream = conn
-	if chosen := chooseSubprotocol(u.HTTP.Header); u.switched() && conn.Protocol != chosen {
+	if chosen := u.offerTold(); u.switched() && conn.Protocol != chosen {
 		return &refusal.Refusal{Reason: refusal.UpstreamHandshake, Err: errors.New("it does not choose the subprotocol that the client was told")}
 	}
 	return nil

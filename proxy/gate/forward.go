@@ -26,7 +26,7 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	}
 	// Before ours are set, so that they stay (CVE-2021-32813, CVE-2022-31813).
 	dropListed(h, u.HTTP.Header["Connection"])
-	if u.switched() || !u.route.extensions {
+	if u.switched() || !u.route.extensions || u.resumption && g.Sessions.Resumes() {
 		delete(h, "Sec-Websocket-Extensions")
 	}
 	query := u.route.auth.StripToken(u.Query, h)
@@ -38,7 +38,7 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 	}
 	if u.switched() {
 		delete(h, "Sec-Websocket-Protocol")
-		if protocol := chooseSubprotocol(u.HTTP.Header); protocol != "" {
+		if protocol := u.offerTold(); protocol != "" {
 			h["Sec-Websocket-Protocol"] = []string{protocol} // the client has it in its 101 already
 		}
 	}
@@ -163,7 +163,27 @@ func join(chain []netip.Addr) string {
 
 // switchingProtocols is the whole 101, for one write: our answer to the client's key, what was negotiated, and what else
 // the upstream says, its cookies above all. Where it was not asked, we choose the protocol, and no extension.
-func (g *Gate) switchingProtocols(u *upgrade) []byte {
+func (g *Gate) switchingProtocols(u *upgrade) []byte { return g.switchingTo(u, u.answer()) }
+
+// answer is the subprotocol that the 101 names. A browser that offered subprotocols fails the handshake where none is chosen;
+// "bearer" was offered along with the token.
+func (u *upgrade) answer() string {
+	if u.upstream == nil || u.switched() {
+		return u.subprotocol(chooseSubprotocol(u.HTTP.Header))
+	}
+	return u.subprotocol(cmp.Or(u.upstream.Protocol, u.grant.Credential.Subprotocol))
+}
+
+// offerTold is the subprotocol, of those that are for the upstream, that a client which has its 101 was told; "" for none.
+func (u *upgrade) offerTold() string {
+	if chosen := u.answer(); chosen != resumeProtocol {
+		return chosen
+	}
+	return ""
+}
+
+// switchingTo is the 101 that names a subprotocol; "" for none.
+func (g *Gate) switchingTo(u *upgrade, protocol string) []byte {
 	b := make([]byte, 0, 512) // a usual one
 	field := func(name, value string) {
 		b = append(b, name...)
@@ -178,15 +198,11 @@ func (g *Gate) switchingProtocols(u *upgrade) []byte {
 	if !u.socket.refuseOnly && g.Sessions.Renewable(u.grant.Decision) { // of a token that comes as the first message nothing is known yet
 		field(session.Header, u.socket.id)
 	}
-	if u.upstream == nil {
-		if protocol := chooseSubprotocol(u.HTTP.Header); protocol != "" {
-			field("Sec-WebSocket-Protocol", protocol)
-		}
-		return append(b, "\r\n"...)
-	}
-	// A browser that offered subprotocols fails the handshake where none is chosen; "bearer" was offered along with the token.
-	if protocol := cmp.Or(u.upstream.Protocol, u.grant.Credential.Subprotocol); protocol != "" {
+	if protocol != "" {
 		field("Sec-WebSocket-Protocol", protocol)
+	}
+	if u.upstream == nil {
+		return append(b, "\r\n"...)
 	}
 	if u.upstream.Extensions != "" {
 		field("Sec-WebSocket-Extensions", u.upstream.Extensions)

@@ -84,11 +84,12 @@ type route struct {
 // Gate refuses requests or turns them into sessions. It is safe for concurrent use.
 type Gate struct {
 	Parts
-	route        *route
-	loops        *loopDetector
-	authTimeout  time.Duration
-	closeTimeout time.Duration
-	closeFrames  semaphore // for sockets that are open only to be refused; nil: there are none
+	route           *route
+	loops           *loopDetector
+	authTimeout     time.Duration
+	closeTimeout    time.Duration
+	closeFrames     semaphore // for sockets that are open only to be refused
+	refuseWithClose bool      // every client gets a Close frame, not only one that offers resumption
 }
 
 // New checks c and returns a Gate that works with p. The error joins every mistake, one a line.
@@ -99,11 +100,12 @@ func New(c Config, p Parts) (*Gate, error) {
 		return nil, err
 	}
 	return &Gate{
-		Parts:        p,
-		route:        &route{paths, p.Auth, p.Upstream, c.UpstreamHost, p.Extensions, first},
-		loops:        &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
-		authTimeout:  c.AuthTimeout,
-		closeTimeout: c.CloseTimeout,
-		closeFrames:  newSemaphore(c.MaxCloseFrames),
+		Parts:           p,
+		route:           &route{paths, p.Auth, p.Upstream, c.UpstreamHost, p.Extensions, first},
+		loops:           &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
+		authTimeout:     c.AuthTimeout,
+		closeTimeout:    c.CloseTimeout,
+		closeFrames:     newSemaphore(c.MaxCloseFrames),
+		refuseWithClose: c.RefuseWithClose,
 	}, nil
 }

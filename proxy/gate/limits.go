@@ -38,7 +38,11 @@ func (g *Gate) CheckRates(r *Request) *refusal.Refusal {
 
 // checkSessionCaps refuses early, before the verifier is asked, if no session slot is free.
 func (g *Gate) checkSessionCaps(u *upgrade) *refusal.Refusal {
-	return capRefusal(g.Limits.SessionsFull(u.Key))
+	scope := g.Limits.SessionsFull(u.Key)
+	if scope == ratelimit.CapAddress && g.Sessions.AnyAway(u.Key) {
+		return nil // which makes room once the client has been authenticated
+	}
+	return capRefusal(scope)
 }
 
 func capRefusal(scope ratelimit.Cap) *refusal.Refusal {
@@ -54,12 +58,17 @@ func capRefusal(scope ratelimit.Cap) *refusal.Refusal {
 	}
 }
 
-// takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated.
+// takeSlot takes the session's place before anything is dialled, and only for a client that has been authenticated. At the cap of
+// its address or subject, the session ends first whose client has been away for longest.
 func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 	if no := g.checkSubject(u.grant.Subject); no != nil {
 		return no
 	}
 	slot, scope := g.Limits.AcquireSlot(u.Key, u.grant.Subject)
+	for scope == ratelimit.CapAddress && g.Sessions.EvictOfAddress(u.Key) ||
+		scope == ratelimit.CapSubject && g.Sessions.EvictOfSubject(u.grant.Subject) {
+		slot, scope = g.Limits.AcquireSlot(u.Key, u.grant.Subject)
+	}
 	u.slot = slot
 	return capRefusal(scope)
 }

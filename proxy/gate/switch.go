@@ -69,6 +69,8 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		Slot:     u.slot,
 		Groups:   u.groups,
 		LastPush: g.Sessions.LastPush(u.Query),
+
+		Resumption: u.opensResumable(),
 	}) // before the client knows its id, by which it may renew it at once
 	if err != nil {
 		return &refusal.Refusal{Reason: refusal.Kicked, Err: err}
@@ -86,7 +88,12 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		}
 		answer = g.switchingProtocols(u)
 	}
-	if answer = append(answer, s.Hello(session.End(u.grant.Decision))...); len(answer) > 0 {
+	if u.resumption {
+		answer = append(answer, s.LibraryHello()...)
+	} else {
+		answer = append(answer, s.Hello(session.End(u.grant.Decision))...)
+	}
+	if len(answer) > 0 {
 		if no := u.socket.write(answer); no != nil {
 			return no
 		}
@@ -103,6 +110,14 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 	u.socket.leavePending()
 	u.held = held{} // the session's
 	return nil
+}
+
+// opensResumable is what a session begins with whose client may come back; nil: its client does not offer to.
+func (u *upgrade) opensResumable() *session.Resumption {
+	if !u.resumption {
+		return nil
+	}
+	return &session.Resumption{Binding: session.BindingOf(u.Path, u.HTTP.Header["Origin"]), Answer: strings.Clone(u.answer())}
 }
 
 // closing reports whether nothing new is to begin.

@@ -7,6 +7,7 @@ import (
 
 	"portcullis/proxy/auth"
 	"portcullis/proxy/refusal"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -14,10 +15,13 @@ import (
 // upgrade is a request on its way to a session: what each step finds out, for those after it.
 type upgrade struct {
 	*Request
-	validHandshake bool       // checkHandshake found nothing wrong
-	route          *route     // from chooseRoute on
-	grant          auth.Grant // from authenticate on
-	groups         []string   // from findGroups on
+	validHandshake bool            // checkHandshake found nothing wrong
+	route          *route          // from chooseRoute on
+	grant          auth.Grant      // from authenticate on
+	groups         []string        // from findGroups on
+	resumption     bool            // from takeResumption on: the client offers to come back when its connection is lost
+	back           *session.Return // it does come back; nil: it opens a session
+	done           bool            // its session has it
 	held
 }
 
@@ -46,8 +50,10 @@ func (g *Gate) Serve(r *Request) {
 	for _, step := range [...]func(*Gate, *upgrade) *refusal.Refusal{
 		(*Gate).chooseRoute,      // not served 404; suspicious 400
 		(*Gate).checkHandshake,   // not GET 405; not an upgrade, or of another version 426; malformed 400
+		(*Gate).takeResumption,   // malformed 400
 		(*Gate).checkOrigin,      // 403
 		(*Gate).checkLoop,        // has been here before 508
+		(*Gate).resume,           // back in its session 101; too late 409; its session unknown 401
 		(*Gate).checkRates,       // by address 429; global 503
 		(*Gate).checkSessionCaps, // by address 429; in total 503
 		(*Gate).authenticate,     // no good token 401; not enough 403; two 400; too many failures 429; nobody could tell 503
@@ -58,6 +64,9 @@ func (g *Gate) Serve(r *Request) {
 	} {
 		if no := step(g, u); no != nil {
 			g.refuse(u, no)
+			return
+		}
+		if u.done {
 			return
 		}
 	}

@@ -29,7 +29,7 @@ func (r *Refusal) closeCode() int {
 		return 0
 	case r.Reason == UpstreamHandshake, r.Reason == Internal, r.Reason == Loop:
 		return frame.CodeInternal // to try again will not help
-	case status == http.StatusTooManyRequests, status >= 500:
+	case status == http.StatusTooManyRequests, status >= 500, r.Reason == ResumeStale:
 		return frame.CodeTryAgain
 	case r.Reason == UpstreamRefused:
 		return frame.CodeInternal // its 401 and 403 are not about our token

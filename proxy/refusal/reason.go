@@ -22,6 +22,8 @@ const (
 	Handshake           Reason = "handshake"
 	Origin              Reason = "origin"
 	Loop                Reason = "loop"
+	ResumeStale         Reason = "resume_stale"
+	SessionUnknown      Reason = "session_unknown"
 	RateAddress         Reason = "rate_address"
 	AuthFailures        Reason = "auth_failures"
 	RateGlobal          Reason = "rate_global"
@@ -66,6 +68,8 @@ var answers = map[Reason]struct {
 	Handshake:           {400, "malformed WebSocket handshake"},
 	Origin:              {403, "this origin is not allowed"},
 	Loop:                {508, "this request goes around in a loop"},
+	ResumeStale:         {409, "stale"},           // these two words are the protocol's: a client tells by them what to do
+	SessionUnknown:      {401, "session unknown"}, //
 	RateAddress:         {429, "too many connection attempts from your address"},
 	AuthFailures:        {429, "too many failed authentications from your address"},
 	RateGlobal:          {503, "too many connection attempts"},

@@ -39,6 +39,7 @@ func (p *policy) setReason(r Reason, code int) {
 // has a side that goes on.
 func (p *policy) end(r Reason, c Closing, now moment) {
 	p.setReason(r, c.Code)
+	p.endResumption(now)
 	p.peers[client].end.slides, p.peers[upstream].end.slides = false, false
 	p.closeWith(client, c, now)
 	p.closeWith(upstream, c, now)
@@ -47,6 +48,7 @@ func (p *policy) end(r Reason, c Closing, now moment) {
 // cut ends the session without a frame.
 func (p *policy) cut(now moment) {
 	p.setReason(Forced, frame.CodeAbnormal)
+	p.endResumption(now)
 	p.leave(client, now)
 	p.leave(upstream, now)
 }
@@ -83,6 +85,7 @@ func (p *policy) violated(s side, err error, now moment) {
 		reason, code = reasonText[s], frame.CodeInvalid
 	}
 	p.setReason(reason, code)
+	p.endResumption(now)
 	p.closeWith(s, Closing{code, err.Error()}, now)
 	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
 	p.closeHandshakeDone(s, now)
@@ -113,6 +116,9 @@ func (p *policy) eof(s side, now moment) {
 	case e.reading.closed:
 	case s == upstream:
 		p.loseUpstream(peerLost[upstream], now)
+	case p.resumes():
+		p.detach(now)
+		return
 	case !o.shut() && o.end.closing != closeDue:
 		// The client may still listen, so what the upstream has to say goes on.
 		p.setReason(ClientGone, frame.CodeAbnormal)
@@ -127,6 +133,15 @@ func (p *policy) eof(s side, now moment) {
 func (p *policy) loseUpstream(c Closing, now moment) {
 	p.blame(upstream, UpstreamGone, c.Code, now)
 	p.peers[client].end.forwarded = false
+	p.closeClient(c, now)
+}
+
+// closeClient tells the client that its upstream is no more.
+func (p *policy) closeClient(c Closing, now moment) {
+	if p.resumes() {
+		p.keepClose(c, now)
+		return
+	}
 	p.closeWith(client, c, now)
 }
 
@@ -177,9 +192,11 @@ func (p *policy) abandon(s side, words Closing, now moment) {
 	if p.peers[s].end.gone {
 		return
 	}
-	if s == upstream && !p.peers[s].reading.closed {
+	switch {
+	case s == upstream && !p.peers[s].reading.closed:
 		p.loseUpstream(words, now)
-	} else {
+	case s == client && p.resumes():
+	default:
 		p.setReason(reasonGone[s], frame.CodeAbnormal)
 	}
 	p.leave(s, now)
@@ -198,6 +215,15 @@ func (p *policy) closeIfDone(s side, now moment) {
 func (p *policy) leave(s side, now moment) {
 	e, o := &p.peers[s], &p.peers[s.other()]
 	p.resumeReading(s, now)
+	switch {
+	case !p.resumes():
+	case s == client:
+		p.detach(now)
+		return
+	default:
+		e.end.gone = true
+		return // the client is told behind its messages
+	}
 	e.end.gone = true
 	if s == client {
 		p.dropPushes()

@@ -380,7 +380,7 @@ func playRelay(engineName, backend string, closeTimeout []string, orders <-chan 
 			for i := range to {
 				to[i] = new(nobody)
 			}
-			reach := relay.Push(NewPush(frame.Binary, pattern(0, pushBytes), nil), all, to)()
+			reach := relay.Push(NewPush(frame.Binary, "", pattern(0, pushBytes), nil), all, to)()
 			fmt.Printf("pushed %d %d %d\n", reach.Reached, reach.TooSlow, max(heapInUse()-before, 0)>>20)
 		case "reasons":
 			mu.Lock()

@@ -26,6 +26,9 @@ func (p *policy) heard(s side, now moment) {
 // up when it does not answer.
 func (p *policy) heartbeat(s side, now moment) {
 	e := &p.peers[s]
+	if s == client && p.resumes() {
+		return // see followSilence
+	}
 	if p.pingInterval > 0 && e.writing.pending {
 		if now >= p.writeDeadline(s) {
 			// The socket has room again only when much of what it holds is gone.
@@ -116,5 +119,9 @@ func (p *policy) passedPing(s side, now moment) {
 func (p *policy) pongTimedOut(s side, now moment) {
 	p.blame(s, reasonSilent[s], frame.CodeTimeout, now)
 	p.closeWith(s, Closing{frame.CodeTimeout, "no pong"}, now)
-	p.closeWith(s.other(), peerSilent[s], now)
+	if s == upstream {
+		p.closeClient(peerSilent[s], now)
+	} else {
+		p.closeWith(upstream, peerSilent[s], now)
+	}
 }

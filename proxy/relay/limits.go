@@ -99,6 +99,7 @@ func (p *policy) exceeded(until, now moment) bool {
 // rateExceeded ends the session because of how much side s sends.
 func (p *policy) rateExceeded(s side, what string, now moment) {
 	p.setReason(reasonRate[s], frame.CodePolicy)
+	p.endResumption(now)
 	p.peers[client].end.slides, p.peers[upstream].end.slides = false, false
 	p.closeWith(s, Closing{frame.CodePolicy, what}, now)
 	p.closeWith(s.other(), Closing{frame.CodeGoingAway, ""}, now)
@@ -149,6 +150,9 @@ func (p *policy) throttled(s side) bool { return s == client && p.meter.until !=
 // is not overdrawn by a buffer's worth of it.
 func (p *policy) readLimit(s side, now moment) int {
 	const whole, least = 1 << 30, 512
+	if p.resumes() {
+		return p.resumeRoom(s)
+	}
 	if s != client || p.perByte == 0 || !p.limits.throttle {
 		return whole
 	}

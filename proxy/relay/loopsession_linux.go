@@ -2,7 +2,10 @@ package relay
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
+	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +34,7 @@ func newLoopSession(r *Relay, h Handover) *loopSession {
 	s := &loopSession{relay: r, ended: h.Ended}
 	s.unread = [2][]byte{h.ClientEarly, h.UpstreamEarly}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s.policy.startResumption(h.Resume, now())
 	s.policy.pushAll(h, now())
 	return s
 }
@@ -79,6 +83,11 @@ func (s *loopSession) ready(on side, events uint32) {
 // mayRead reports whether a side is to be read now.
 func (s *loopSession) mayRead(from side) bool {
 	return s.readable[from] && !s.policy.peers[from].reading.eof && !s.policy.peers[from].end.gone && len(s.unread[from]) == 0 && s.flows(from)
+}
+
+// mayResume reports whether what was read before can go on now.
+func (s *loopSession) mayResume(from side) bool {
+	return s.policy.resume != nil && len(s.unread[from]) > 0 && s.flows(from)
 }
 
 // readAgain reads what was left for later.
@@ -135,7 +144,7 @@ func (s *loopSession) pass(from side, b []byte, keep func([]byte) []byte) {
 
 // flows reports whether what a side sends can go on now.
 func (s *loopSession) flows(from side) bool {
-	return len(s.pending[from.other()]) == 0 && !s.policy.held(from)
+	return (len(s.pending[from.other()]) == 0 || s.policy.resume != nil) && !s.policy.held(from)
 }
 
 // resume shows the policy what was read before it could go on.
@@ -201,16 +210,19 @@ func (s *loopSession) settle() {
 	// One side's end may be the other's, which may come before it, and set free what was kept for the first.
 	for range 3 {
 		for to := range side(2) {
+			if s.policy.resume != nil {
+				s.resume(to) // what was kept for want of room
+			}
 			if s.policy.wants(to) {
 				s.serve(to)
 			}
 		}
 	}
-	if s.closed[client] && s.closed[upstream] {
+	if s.closed[client] && s.closed[upstream] && s.policy.over() {
 		s.finish()
 		return
 	}
-	if !s.again && (s.mayRead(client) || s.mayRead(upstream)) {
+	if !s.again && (s.mayRead(client) || s.mayRead(upstream) || s.mayResume(client) || s.mayResume(upstream)) {
 		s.again = true
 		s.loop.again = append(s.loop.again, s)
 	}
@@ -248,6 +260,52 @@ func (s *loopSession) finish() {
 		s.ended(end)
 		s.relay.unregister(s)
 	}()
+}
+
+func (s *loopSession) prepare(conn net.Conn) (replace func([]byte), cancel func(), err error) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil, nil, errors.New("not a TCP connection")
+	}
+	fd, err := detach(tcp)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(early []byte) {
+		conn.Close() // which leaves the socket open; see add
+		s.replaceClient(int32(fd), early)
+	}, func() { unix.Close(fd) }, nil
+}
+
+// replaceClient gives the session another connection of its client's, as a descriptor.
+func (s *loopSession) replaceClient(fd int32, early []byte) {
+	if !s.closed[client] {
+		s.dismissClient()
+	}
+	s.fds[client], s.closed[client] = fd, false
+	s.readable[client], s.toEnd[client], s.hung[client] = false, false, 0
+	s.pending[client], s.unread[client] = nil, nil
+	if len(early) > 0 {
+		s.unread[client] = early
+	}
+	s.watch(client)
+	s.resume(client)
+}
+
+// dismissClient has the client's connection told that another has taken its place.
+func (s *loopSession) dismissClient() {
+	fd := int(s.fds[client])
+	unix.EpollCtl(s.loop.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	file := os.NewFile(uintptr(fd), "")
+	conn, err := net.FileConn(file) // a duplicate
+	file.Close()
+	switch {
+	case err != nil:
+	case len(s.pending[client]) > 0: // inside a frame
+		conn.Close()
+	default:
+		go s.relay.dismissals.dismiss(conn, s.relay.closeTimeout)
+	}
 }
 
 func (s *loopSession) delivery(to side) (delivery, bool) { return deliveryOn(int(s.fds[to])) }

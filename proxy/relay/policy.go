@@ -48,13 +48,14 @@ type policy struct {
 	peers   [2]peer
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
 	started moment
-	active  moment  // when a message last ended, or came on by activeBytes
-	payload int64   // of data frames that came since then, from either side
-	meter   meter   // of what the client may send
-	pushes  *pushes // to the client; nil: none wait
-	kernel  kernel  // asked before a peer is given up
-	nonce   uint64  // our pings carry nonce+1, nonce+2, ...
-	reason  Reason  // why the session ends; empty while it does not
+	active  moment      // when a message last ended, or came on by activeBytes
+	payload int64       // of data frames that came since then, from either side
+	meter   meter       // of what the client may send
+	pushes  *pushes     // to the client; nil: none wait
+	resume  *resumption // nil: the session ends with its client's connection
+	kernel  kernel      // asked before a peer is given up
+	nonce   uint64      // our pings carry nonce+1, nonce+2, ...
+	reason  Reason      // why the session ends; empty while it does not
 	code    int
 }
 
@@ -192,6 +193,9 @@ func (p *policy) takePartial(s side, buf []byte) int {
 //
 // When terminating, out goes to the library instead, and holds data frames only.
 func (p *policy) receive(s side, b []byte, now moment) (out, rest []byte) {
+	if p.resume != nil {
+		return nil, p.collect(s, b, now)
+	}
 	from, to := &p.peers[s], &p.peers[s.other()]
 	p.heard(s, now)
 	limited := s == client && (p.perMessage > 0 || p.perByte > 0)
@@ -378,7 +382,10 @@ func (e *peer) due() bool {
 
 // inside reports whether what was handed out for side s ends inside a frame.
 func (p *policy) inside(s side) bool {
-	if p.terminate {
+	switch {
+	case p.resume != nil:
+		return false // whole messages are handed out
+	case p.terminate:
 		return p.peers[s].writing.library.Inside()
 	}
 	return p.peers[s.other()].reading.frames.Inside()
@@ -389,7 +396,7 @@ func (p *policy) inside(s side) bool {
 func (p *policy) wants(s side) bool {
 	e := &p.peers[s]
 	return e.end.gone || !e.writing.pending && (e.end.fin == finDue || e.due() && (!p.inside(s) || p.frameNeverEnds(s)) ||
-		p.pushDue(s) && !p.inMessage(s))
+		p.pushDue(s) && !p.inMessage(s) || p.resumeDue(s))
 }
 
 // frameNeverEnds reports whether side s stands inside a frame whose rest can no
@@ -410,6 +417,8 @@ func (p *policy) insertion(s side, now moment) (b []byte) {
 	case p.pushDue(s) && !p.inMessage(s): // and they not for the end
 		return p.nextPush(now)
 	case e.due():
+	case p.resumeDue(s):
+		return p.resumeInsertion(s, now)
 	default:
 		return nil
 	}
@@ -449,7 +458,7 @@ func (p *policy) beginWrite(s side, now moment) {
 	}
 	e.writing.pending, e.writing.start, e.writing.progress = true, now, now
 	p.wakeBy(now + lookOut)
-	if o.ping.state == pingAwaited {
+	if o.ping.state == pingAwaited && p.resume == nil {
 		o.ping.state, o.ping.deadline = pingPaused, max(o.ping.deadline-now, 0)
 	}
 }
@@ -490,6 +499,7 @@ func (p *policy) endWrite(s side, now moment) {
 	if s == client {
 		p.pushWritten(now)
 	}
+	p.resumeWritten(s, now)
 	if e.ping.state == pingWriting {
 		e.ping.state, e.ping.deadline = pingPaused, p.pongTimeout
 		p.notePingTarget(s, now)
@@ -522,8 +532,10 @@ func (p *policy) takeFIN(s side, now moment) bool {
 	return true
 }
 
-// over reports whether both connections are to be closed, or were.
-func (p *policy) over() bool { return p.peers[client].end.gone && p.peers[upstream].end.gone }
+// over reports whether both connections are to be closed, or were, and no client is waited for.
+func (p *policy) over() bool {
+	return p.peers[client].end.gone && p.peers[upstream].end.gone && !p.resumes()
+}
 
 // summary is what became of the session.
 func (p *policy) summary(now moment) End {
@@ -544,6 +556,7 @@ func (p *policy) tick(now moment) {
 	p.watch(upstream, now)
 	p.thaw(now)
 	p.followPushes(now)
+	p.followResumption(now)
 	for s := range side(2) {
 		e := &p.peers[s]
 		if e.end.gone {

@@ -11,12 +11,13 @@ import (
 type Push struct {
 	wire    []byte // the message as one frame, and behind it the marker's
 	message int    // bytes of wire without the marker
+	id      string // in the history; empty: it has none
 }
 
 // NewPush returns a push of a text or binary message. The marker, a text message behind it, is for those sessions alone
-// that ask for markers; nil: there is none.
-func NewPush(op frame.Opcode, message, marker []byte) *Push {
-	p := &Push{wire: make([]byte, 0, len(message)+len(marker)+2*frame.MaxHeader)}
+// that ask for markers; nil: there is none. A resumable one gets the id in the form of its protocol instead; empty: there is none.
+func NewPush(op frame.Opcode, id string, message, marker []byte) *Push {
+	p := &Push{id: id, wire: make([]byte, 0, len(message)+len(marker)+2*frame.MaxHeader)}
 	p.wire = frame.AppendMessage(p.wire, op, message)
 	p.message = len(p.wire)
 	if marker != nil {
@@ -91,6 +92,8 @@ func (p *policy) push(m *Push, to Recipient, now moment) Reach {
 		return Reach{Ending: 1}
 	case p.scan == &p.unknown:
 		return Reach{Extension: 1}
+	case p.resume != nil:
+		return p.pushResumable(m, now)
 	}
 	if p.pushes == nil {
 		p.pushes = freshPushes.Get().(*pushes)
@@ -153,7 +156,10 @@ func (p *policy) pushDue(s side) bool {
 
 // inMessage reports whether what was handed out for side s ends inside a message.
 func (p *policy) inMessage(s side) bool {
-	if p.terminate {
+	switch {
+	case p.resume != nil:
+		return false
+	case p.terminate:
 		return p.peers[s].writing.library.InMessage()
 	}
 	return p.peers[s.other()].reading.frames.InMessage()

@@ -29,7 +29,7 @@ func (r *scriptRecipient) NextPush() *Push {
 func (r *scriptRecipient) Markers() bool      { return r.markers }
 func (r *scriptRecipient) PushDropped(d Drop) { r.dropped = append(r.dropped, d) }
 
-func textPush(m string) *Push { return NewPush(frame.Text, []byte(m), []byte("after "+m)) }
+func textPush(m string) *Push { return NewPush(frame.Text, "", []byte(m), []byte("after "+m)) }
 
 // push pushes messages to a script's client, one after the other.
 func (s *script) push(to *scriptRecipient, messages ...string) (reach []Reach) {

@@ -52,6 +52,14 @@ type Config struct {
 	// takes any push. It must not be negative.
 	PushQueue int64 `env:"PUSH_QUEUE" envDefault:"256KiB" size:"true" needs:"ADMIN_TOKEN"`
 
+	// Resume is how long a session is kept whose client has gone and may come back (docs/resume.md). Zero: not at all.
+	Resume time.Duration `env:"RESUME" envDefault:"0s"`
+	// ResumeBuffer bounds what is kept of such a session in each direction; one message and 64 KiB more may be. MessageMaxBytes
+	// must fit.
+	ResumeBuffer int64 `env:"RESUME_BUFFER" envDefault:"256KiB" size:"true" needs:"RESUME"`
+	// ResumeTotal bounds what is kept of all of them together.
+	ResumeTotal int64 `env:"RESUME_TOTAL" envDefault:"256MiB" size:"true" needs:"RESUME"`
+
 	// MessageRate is how many messages a client may send per second, in
 	// bursts of MessageBurst, which must then be positive; control frames and continuation
 	// frames under 126 bytes count as messages. MessageByteRate is how many
@@ -88,6 +96,8 @@ const (
 	Forced          Reason = "forced"           // Cut
 	Kicked          Reason = "kicked"           // an operator or the backend ended it: CloseAll
 	TooSlow         Reason = "too_slow"         // it did not take what was pushed to it
+	DetachedExpired Reason = "detached_expired" // its client did not come back
+	DetachedEvicted Reason = "detached_evicted" // its client was away, and its place or its buffer was needed
 
 	// Terminating only: it sent text that is not UTF-8.
 	ClientEncoding   Reason = "client_encoding"
@@ -109,6 +119,7 @@ func Reasons() map[Reason][]int {
 		Expired: {frame.CodeUnauthorized}, Revoked: {frame.CodeUnauthorized}, AuthUnavailable: {frame.CodeTryAgain},
 		Drained: {frame.CodeGoingAway}, Forced: {frame.CodeAbnormal},
 		Kicked: {frame.CodeForbidden}, TooSlow: {frame.CodeTryAgain},
+		DetachedExpired: {frame.CodeGoingAway}, DetachedEvicted: {frame.CodeGoingAway},
 	}
 }
 
@@ -142,6 +153,8 @@ type Handover struct {
 	// Pushes are for the client before anything else. Recipient is whose they are; it is needed only with them.
 	Pushes    []*Push
 	Recipient Recipient
+	// Resume has the session wait for its client when that is gone. Nil: it ends.
+	Resume *Resumable
 	// Ended is called exactly once, after both connections have been closed. It must not block.
 	Ended func(End)
 }
@@ -149,8 +162,9 @@ type Handover struct {
 // Relay is a set of sessions. It is safe for concurrent use.
 type Relay struct {
 	*rules
-	loops *loops // nil: every session is relayed on the stream engine
-	trim  *trimmer
+	loops      *loops // nil: every session is relayed on the stream engine
+	trim       *trimmer
+	dismissals *dismissals
 
 	mu       sync.Mutex // guards what follows
 	live     map[Session]struct{}
@@ -165,6 +179,9 @@ type Session interface {
 	Close(Reason, Closing)
 	// cut closes both connections at once.
 	cut()
+	// prepare makes a new connection of the client's fit for the session. replace, called where its state is touched, gives it to
+	// the session; cancel leaves it to the caller.
+	prepare(net.Conn) (replace func(early []byte), cancel func(), err error)
 }
 
 // Closing is what a Close frame says.
@@ -183,6 +200,7 @@ type rules struct {
 	closeTimeout moment
 	pushQueue    int
 	limits
+	resumeRules
 	plain   [2]frame.Rules // what each side must obey without extensions,
 	deflate [2]frame.Rules // with permessage-deflate,
 	unknown [2]frame.Rules // with an extension that is not known here
@@ -234,6 +252,7 @@ func New(c Config) (*Relay, error) {
 	if c.PushQueue < 0 {
 		wrong("PUSH_QUEUE", c.PushQueue, "a size such as 256KiB, or 0 for no more than one push at a time")
 	}
+	errs = append(errs, c.checkResume()...)
 	if c.LimitAction != "close" && c.LimitAction != "throttle" {
 		wrong("MESSAGE_LIMIT_ACTION", c.LimitAction, "close or throttle")
 	}
@@ -250,6 +269,7 @@ func New(c Config) (*Relay, error) {
 		closeTimeout: c.CloseTimeout,
 		pushQueue:    int(c.PushQueue),
 		limits:       newLimits(c),
+		resumeRules:  newResumeRules(c),
 	}
 	largest := c.MessageMaxBytes
 	if r.terminate && largest == 0 {
@@ -258,7 +278,7 @@ func New(c Config) (*Relay, error) {
 	r.plain = scanRules(frame.Rules{MaxMessage: largest})
 	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
 	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
-	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: newTrimmer(collect)}
+	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: newTrimmer(collect), dismissals: newDismissals()}
 	if haveLoops && !r.terminate && c.Engine != "stream" {
 		relay.loops = newLoops()
 	}
@@ -379,6 +399,7 @@ func (r *Relay) Drain(ctx context.Context, spread time.Duration) {
 
 // Cut closes the connections of every session at once, without a frame.
 func (r *Relay) Cut() {
+	r.dismissals.close()
 	for _, s := range r.sessions() {
 		s.cut()
 	}

@@ -218,7 +218,7 @@ func (s *script) run() {
 // library is only kept from reading by what it has to write itself.
 func (s *script) flows(from side) bool {
 	to := &s.peers[from.other()]
-	return len(to.writing) == 0 && (to.pending == nil || s.policy.terminate) && !s.policy.held(from) && !s.peers[from].gone
+	return len(to.writing) == 0 && (to.pending == nil || s.policy.terminate || s.policy.resume != nil) && !s.policy.held(from) && !s.peers[from].gone
 }
 
 func (s *script) read(from side, a arrival) {
@@ -468,6 +468,9 @@ func (s *script) checkWake() {
 		copied := *early.pushes
 		copied.queue, copied.to = slices.Clone(copied.queue), &scriptRecipient{}
 		early.pushes = &copied
+	}
+	if early.resume != nil {
+		early.rules, early.resume = early.resume.apart(early.rules)
 	}
 	early.tick(at)
 	for to := range side(2) {

@@ -26,20 +26,22 @@ type stream struct {
 	ended func(End)
 	over  chan struct{} // closed at the end; terminating only
 
-	mu      sync.Mutex // guards what follows; released for I/O
-	policy  policy
-	timer   *time.Timer // runs tick
-	armed   moment      // when it fires
-	writing [2]bool     // that side has a writer
-	free    sync.Cond   // of mu: a side has none any more
-	thawed  sync.Cond   // of mu: a side that is held may be read again
-	closed  [2]bool     // somebody closes that side's connection, or has
-	open    int         // connections that have not been closed
+	mu       sync.Mutex // guards what follows; released for I/O
+	policy   policy
+	timer    *time.Timer // runs tick
+	armed    moment      // when it fires
+	writing  [2]bool     // that side has a writer
+	free     sync.Cond   // of mu: a side has none any more
+	thawed   sync.Cond   // of mu: a side that is held may be read again
+	closed   [2]bool     // somebody closes that side's connection, or has
+	open     int         // connections that have not been closed
+	finished bool
 }
 
 func newStream(r *Relay, h Handover) *stream {
 	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
 	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s.policy.startResumption(h.Resume, now())
 	s.policy.pushAll(h, now())
 	s.armed = never
 	s.free.L, s.thawed.L = &s.mu, &s.mu
@@ -54,49 +56,56 @@ func (s *stream) run(h Handover) {
 	if s.relay.terminate {
 		go s.terminate(h)
 	} else {
-		go s.pump(client, h.ClientEarly)
-		go s.pump(upstream, h.UpstreamEarly)
+		go s.pump(client, h.Client, h.ClientEarly)
+		go s.pump(upstream, h.Upstream, h.UpstreamEarly)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settle() // sets the timer
 }
 
-// pump reads side from until it ends.
-func (s *stream) pump(from side, early []byte) {
-	s.pass(from, early)
+// pump reads side from until it ends, or has another connection.
+func (s *stream) pump(from side, conn net.Conn, early []byte) {
+	s.pass(from, conn, early)
 	var r reader
 	defer r.release()
 	for {
-		b, err := r.read(s, from)
-		s.pass(from, b)
+		b, err := r.read(s, from, conn)
+		s.pass(from, conn, b)
 		if err != nil {
-			s.readEnded(from, err)
+			s.readEnded(from, conn, err)
 			return
 		}
 	}
 }
 
-// pass shows bytes from one side to the policy and writes to the other what it says.
-func (s *stream) pass(from side, b []byte) {
+// pass shows bytes from one side to the policy and writes to the other what it says. Those of a connection that is the side's no
+// more are dropped.
+func (s *stream) pass(from side, conn net.Conn, b []byte) {
 	to := from.other()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(b) > 0 {
+	for len(b) > 0 && s.conns[from] == conn {
+		if s.policy.resume != nil { // neither waits for the other
+			_, b = s.policy.receive(from, b, now())
+			s.settle()
+			s.thaw(from, conn)
+			continue
+		}
 		s.startWriting(to)
 		var out []byte
 		out, b = s.policy.receive(from, b, now())
 		s.write(to, out)
 		s.serve(to)
-		s.thaw(from)
+		s.thaw(from, conn)
 	}
 }
 
 // The following, up to settle, are called with mu held.
 
 // thaw waits while a side is held.
-func (s *stream) thaw(from side) {
-	for s.policy.held(from) && !s.closed[from] {
+func (s *stream) thaw(from side, conn net.Conn) {
+	for s.policy.held(from) && !s.closed[from] && s.conns[from] == conn {
 		s.thawed.Wait()
 	}
 }
@@ -116,12 +125,15 @@ func (s *stream) write(to side, b []byte) {
 	if len(b) == 0 {
 		return
 	}
+	conn := s.conns[to]
 	s.mu.Unlock()
-	_, err := s.conns[to].Write(b)
+	_, err := conn.Write(b)
 	s.mu.Lock()
-	if err != nil {
+	switch {
+	case s.conns[to] != conn: // another has taken its place
+	case err != nil:
 		s.policy.writeFailed(to, now())
-	} else {
+	default:
 		s.policy.endWrite(to, now())
 	}
 }
@@ -131,8 +143,9 @@ func (s *stream) serve(to side) {
 	for s.policy.wants(to) && !s.policy.peers[to].end.gone {
 		s.write(to, s.policy.insertion(to, now()))
 		if s.policy.takeFIN(to, now()) {
+			conn := s.conns[to]
 			s.mu.Unlock()
-			s.closeWrite(to)
+			closeWrite(conn)
 			s.mu.Lock()
 		}
 	}
@@ -145,7 +158,11 @@ func (s *stream) serve(to side) {
 // since whoever calls has other things to do than to wait for a peer. There
 // are never more than two to a side: one writes, and one closes it meanwhile.
 func (s *stream) settle() {
-	if wake := s.policy.wake; wake < s.armed && s.open > 0 {
+	if s.open == 0 && s.policy.over() {
+		s.finish()
+		return
+	}
+	if wake := s.policy.wake; wake < s.armed {
 		s.armed = wake
 		s.timer.Reset(wake - now())
 	}
@@ -154,7 +171,7 @@ func (s *stream) settle() {
 		case s.closed[to] || !s.policy.wants(to):
 		case s.policy.peers[to].end.gone:
 			s.closed[to] = true
-			go s.close(to)
+			go s.close(s.conns[to])
 		case !s.writing[to]:
 			s.writing[to] = true
 			go func() {
@@ -168,12 +185,15 @@ func (s *stream) settle() {
 }
 
 // readEnded tells the policy why reading a side has ended.
-func (s *stream) readEnded(from side, err error) {
+func (s *stream) readEnded(from side, conn net.Conn, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == io.EOF {
+	switch {
+	case s.conns[from] != conn:
+		return
+	case err == io.EOF:
 		s.policy.eof(from, now())
-	} else {
+	default:
 		s.policy.readFailed(from, now())
 	}
 	s.settle()
@@ -181,31 +201,55 @@ func (s *stream) readEnded(from side, err error) {
 
 // closeWrite shuts our direction towards a side. Where that fails the peer is
 // gone, and its reader learns so.
-func (s *stream) closeWrite(to side) {
-	if c, ok := s.conns[to].(interface{ CloseWrite() error }); ok {
+func closeWrite(conn net.Conn) {
+	if c, ok := conn.(interface{ CloseWrite() error }); ok {
 		c.CloseWrite()
 	}
 }
 
-// close closes a side's connection, which ends its reader and its writer.
-// Whoever closes the second one ends the session.
-func (s *stream) close(to side) {
-	s.conns[to].Close()
-
+// close closes a connection, which ends its reader and its writer.
+func (s *stream) close(conn net.Conn) {
+	conn.Close()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.open--
-	last := s.open == 0
-	end := s.policy.summary(now())
-	s.mu.Unlock()
-	if !last {
+	s.settle()
+}
+
+// finish ends the session: all connections are closed. The caller holds mu.
+func (s *stream) finish() {
+	if s.finished {
 		return
 	}
+	s.finished = true
 	s.timer.Stop()
 	if s.over != nil {
 		close(s.over)
 	}
-	s.ended(end)
-	s.relay.unregister(s)
+	end := s.policy.summary(now())
+	go func() {
+		s.ended(end)
+		s.relay.unregister(s)
+	}()
+}
+
+func (s *stream) prepare(conn net.Conn) (replace func([]byte), cancel func(), err error) {
+	return func(early []byte) { s.replaceClient(conn, early) }, func() {}, nil
+}
+
+// replaceClient gives the session another connection of its client's. The caller holds mu.
+func (s *stream) replaceClient(conn net.Conn, early []byte) {
+	old := s.conns[client]
+	switch {
+	case s.closed[client]:
+		s.open++
+	case s.writing[client]: // maybe inside a frame
+		go old.Close()
+	default:
+		go s.relay.dismissals.dismiss(old, s.relay.closeTimeout)
+	}
+	s.conns[client], s.closed[client] = conn, false
+	go s.pump(client, conn, early)
 }
 
 func (s *stream) delivery(to side) (delivery, bool) { return deliveryOf(s.conns[to]) }
@@ -254,7 +298,7 @@ type reader struct {
 }
 
 // read returns bytes for policy.receive, valid until the next call.
-func (r *reader) read(s *stream, from side) ([]byte, error) {
+func (r *reader) read(s *stream, from side, conn net.Conn) ([]byte, error) {
 	if r.small == nil {
 		r.small = make([]byte, smallRead)
 	}
@@ -263,11 +307,15 @@ func (r *reader) read(s *stream, from side) ([]byte, error) {
 		buf = r.large[:]
 	}
 	s.mu.Lock()
-	s.thaw(from)
+	s.thaw(from, conn)
+	if s.conns[from] != conn {
+		s.mu.Unlock()
+		return nil, net.ErrClosed
+	}
 	carried := s.policy.takePartial(from, buf)
 	most := min(s.policy.readLimit(from, now()), len(buf)-carried)
 	s.mu.Unlock()
-	n, err := s.conns[from].Read(buf[carried : carried+most])
+	n, err := conn.Read(buf[carried : carried+most])
 	n += carried
 	switch {
 	case r.large == nil && n == smallRead:

@@ -97,7 +97,7 @@ func (c *inner) Read(b []byte) (int, error) {
 	for len(c.ready) == 0 {
 		if len(c.rest) == 0 {
 			if err := c.fill(); err != nil {
-				c.s.readEnded(c.side, err)
+				c.s.readEnded(c.side, c.s.conns[c.side], err)
 				c.reader.release()
 				<-c.s.over
 				return 0, errOver
@@ -107,7 +107,7 @@ func (c *inner) Read(b []byte) (int, error) {
 		c.ready, c.rest = c.s.policy.receive(c.side, c.rest, now())
 		c.s.settle()
 		if len(c.ready) == 0 {
-			c.s.thaw(c.side)
+			c.s.thaw(c.side, c.s.conns[c.side])
 		}
 		c.s.mu.Unlock()
 	}
@@ -124,7 +124,7 @@ func (c *inner) fill() error {
 		return nil
 	}
 	if c.failed == nil {
-		c.rest, c.failed = c.reader.read(c.s, c.side)
+		c.rest, c.failed = c.reader.read(c.s, c.side, c.s.conns[c.side])
 		if len(c.rest) > 0 {
 			return nil
 		}

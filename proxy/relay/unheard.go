@@ -24,7 +24,9 @@ const (
 )
 
 // held reports whether side s is not to be read now, whatever the other takes.
-func (p *policy) held(s side) bool { return p.throttled(s) || p.peers[s].reading.pausedUntil != 0 }
+func (p *policy) held(s side) bool {
+	return p.throttled(s) || p.peers[s].reading.pausedUntil != 0 || p.resumeFull(s)
+}
 
 // Linger is how many bytes are read at once, and then in each second, of a
 // peer that has been told to go: as many as its Close frame and its FIN may stand
@@ -45,7 +47,9 @@ func (p *policy) chargeDiscarded(s side, n int, now moment) {
 }
 
 // unheard reports whether side s is not read now.
-func (p *policy) unheard(s side) bool { return p.peers[s.other()].writing.pending || p.held(s) }
+func (p *policy) unheard(s side) bool {
+	return p.peers[s.other()].writing.pending && p.resume == nil || p.held(s)
+}
 
 // hasLeft reports whether side s, while it is not read, has hung up.
 func (p *policy) hasLeft(s side, now moment) bool {
@@ -81,7 +85,7 @@ func (p *policy) watch(s side, now moment) {
 		p.wakeBy(now + lookAgain)
 		return
 	}
-	if s == upstream || e.end.gone {
+	if s == upstream || e.end.gone || p.resumes() {
 		return
 	}
 	switch {

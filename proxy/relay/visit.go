@@ -20,8 +20,9 @@ func (r *Relay) visit(sessions []Session, do visitor) (wait func(), counts *coun
 func (s *stream) visit(i int, do visitor) Reach {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	over := s.policy.over()
 	reach := do(i, &s.policy, now())
-	if !s.policy.over() {
+	if !over {
 		s.settle()
 	}
 	return reach
@@ -44,6 +45,7 @@ type Reach struct {
 	Ending    int // that were on their way out already
 	TooSlow   int // whose queue was full: they are ended for that
 	Extension int // whose messages cannot be made here, for they have an extension that is not known
+	Full      int // whose buffer of a resumable session was full; one whose client was away is ended for that
 }
 
 // CloseAll ends those sessions as [Session].Close does. wait returns when they have been told, or could not be.
@@ -75,4 +77,5 @@ func (r *Reach) add(more Reach) {
 	r.Ending += more.Ending
 	r.TooSlow += more.TooSlow
 	r.Extension += more.Extension
+	r.Full += more.Full
 }

@@ -55,8 +55,9 @@ func (t *tour) step(n int) int {
 	n = min(n, len(t.sessions))
 	var reach Reach
 	for i, s := range t.sessions[:n] {
+		over := s.policy.over()
 		reach.add(t.do(t.indexes[i], &s.policy, s.loop.now))
-		if !s.policy.over() {
+		if !over {
 			s.settle()
 		}
 	}

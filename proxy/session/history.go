@@ -144,7 +144,7 @@ func (h *history) add(f Filter, op frame.Opcode, body []byte) (p *relay.Push, id
 	now := time.Now()
 	h.last++
 	id = h.id(h.last)
-	p = relay.NewPush(op, body, marker("push", id))
+	p = relay.NewPush(op, id, body, marker("push", id))
 	h.kept = append(h.kept, keptPush{h.last, now, f, p})
 	h.bytes += p.Size()
 	h.expire(now)
@@ -176,7 +176,7 @@ func (h *history) next(s *Session) *relay.Push {
 	}
 	if p.gap {
 		p.gap = false
-		return relay.NewPush(frame.Text, marker("push_gap", h.id(p.seen)), nil)
+		return relay.NewPush(frame.Text, "", marker("push_gap", h.id(p.seen)), nil)
 	}
 	s.manager.registry.mu.Lock()
 	defer s.manager.registry.mu.Unlock()

@@ -50,7 +50,7 @@ func (m *Manager) List(f Filter, limit int, after int64) (page []Status, next in
 // status is that of a session, but for its traffic. The caller holds the registry's mu.
 func (m *Manager) status(s *Session) Status {
 	st := Status{
-		ID: s.ID, Subject: s.Subject, Groups: s.entry.groups, Address: s.Client, Path: s.Path, Upstream: s.Upstream,
+		ID: s.ID, Subject: s.Subject, Groups: s.entry.groups, Address: s.Address(), Path: s.Path, Upstream: s.Upstream,
 		Instance: m.instance, Since: Timestamp(time.Unix(0, s.entry.order)),
 	}
 	if st.Groups == nil {

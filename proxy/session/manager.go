@@ -35,6 +35,8 @@ type Config struct {
 
 	// Listed has every session found by id, subject, group, path and address. Renewal does so, too.
 	Listed bool `env:"-"`
+	// Limits are told to the library of a client that may come back.
+	Limits Limits `env:"-"`
 	// Lease is how credentials are verified again. With Recheck above zero even those without an end are.
 	Lease lease.Config `env:"-"`
 	// Relay moves the bytes.
@@ -64,12 +66,14 @@ type Manager struct {
 	publisher sync.Mutex // while one push is queued everywhere, no other begins
 	history   *history   // nil: pushes are not kept
 	events    *events
+	returns   *returns // nil: no session is resumable
 	verifier  Verifier
 	log       *slog.Logger
 	metrics   *admin.Metrics
 	warn      struct {
-		outage rate.Sometimes // sessions cannot be verified again
-		groups rate.Sometimes // those that a recheck gave cannot be used
+		outage    rate.Sometimes // sessions cannot be verified again
+		forgotten rate.Sometimes // some are not resumable any more
+		groups    rate.Sometimes // those that a recheck gave cannot be used
 	}
 }
 
@@ -79,6 +83,7 @@ type rules struct {
 	renewal bool
 	recheck bool // they are verified again even where the verifier's acceptance has no end
 	groups  []groupPlace
+	limits  Limits
 }
 
 // New returns a Manager without sessions. The error joins every mistake in the settings, one a line.
@@ -88,17 +93,18 @@ func New(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		rules:    rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups},
+		rules:    rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups, c.Limits},
 		instance: instanceName(),
 		relay:    c.Relay,
 		leases:   lease.New(c.Lease),
 		history:  newHistory(c.History),
 		events:   newEvents(),
+		returns:  newReturns(c.Relay),
 		verifier: c.Verifier,
 		log:      cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 		metrics:  c.Metrics,
 	}
-	m.warn.outage.Interval, m.warn.groups.Interval = time.Minute, time.Minute
+	m.warn.outage.Interval, m.warn.groups.Interval, m.warn.forgotten.Interval = time.Minute, time.Minute, time.Minute
 	if c.Renewal || c.Listed {
 		m.registry = newRegistry()
 	}
@@ -123,6 +129,8 @@ type Opening struct {
 	// LastPush is the id of the last push that the client has seen, as its parameter says; empty: it wants those from now on.
 	// Nil: it did not ask for ids.
 	LastPush *string
+	// Resumption is for a client that may come back. Nil: it did not offer to.
+	Resumption *Resumption
 }
 
 // Open enters the session that an upgrade becomes. Its lease runs from here on, and it can be found, since its client may renew it
@@ -132,7 +140,8 @@ func (m *Manager) Open(o Opening) (*Session, error) {
 	d := o.Grant.Decision
 	recheck := m.rules.recheck && !d.Final
 	leased := !terms(d).End().IsZero() || recheck || m.Renewable(d)
-	if !leased && m.registry == nil {
+	resumable := o.Resumption != nil && m.returns != nil
+	if !leased && m.registry == nil && !resumable {
 		return s, nil
 	}
 	s.control = &control{history: m.history.position(o.LastPush)}
@@ -147,6 +156,9 @@ func (m *Manager) Open(o Opening) (*Session, error) {
 	}
 	if c := s.control.credential; c != nil {
 		m.leases.Hold(&c.lease, (*holder)(s), terms(d))
+	}
+	if resumable {
+		m.returns.add(s, o.Resumption)
 	}
 	return s, nil
 }
@@ -220,6 +232,7 @@ func (m *Manager) Held() (leases, found int) {
 func (m *Manager) Close(ctx context.Context) {
 	m.relay.Cut()
 	m.relay.Wait(ctx)
+	m.returns.close()
 	m.leases.Close()
 	m.events.close()
 }

@@ -29,7 +29,7 @@ func (f *Filter) matches(s *Session) bool {
 		(f.Subject == "" || f.Subject == s.Subject) &&
 		(f.Group == "" || slices.Contains(s.entry.groups, f.Group)) &&
 		(f.Path == "" || f.Path == s.Path) &&
-		(f.Address == "" || f.Address == s.Client) &&
+		(f.Address == "" || f.Address == s.Address()) &&
 		(f.Except == "" || f.Except != s.ID)
 }
 
@@ -86,7 +86,7 @@ func (r *registry) remove(s *Session) {
 	r.leave(s)
 }
 
-func replace(m map[string]ring, key string, r ring) {
+func replace[K comparable](m map[K]ring, key K, r ring) {
 	if r.first == nil {
 		delete(m, key)
 	} else {

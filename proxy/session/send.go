@@ -37,7 +37,7 @@ func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push
 		defer m.history.mu.Unlock()
 		p, id = m.history.add(f, op, body)
 	} else {
-		p = relay.NewPush(op, body, nil)
+		p = relay.NewPush(op, "", body, nil)
 	}
 	m.registry.mu.Lock()
 	defer m.registry.mu.Unlock()
@@ -71,7 +71,7 @@ func (r *recipient) NextPush() *relay.Push {
 }
 
 // Markers implements [relay.Recipient].
-func (r *recipient) Markers() bool { return r.control.history != nil }
+func (r *recipient) Markers() bool { return r.control.history != nil || r.resume != nil }
 
 // PushDropped implements [relay.Recipient].
 func (r *recipient) PushDropped(why relay.Drop) {

@@ -19,13 +19,13 @@ type Info struct {
 	Upstream string // host and port
 }
 
-func (i *Info) attrs() []slog.Attr {
+func (s *Session) attrs() []slog.Attr {
 	return []slog.Attr{
-		slog.String("session", i.ID),
-		slog.String("subject", i.Subject),
-		slog.String("client", i.Client),
-		slog.String("path", i.Path),
-		slog.String("upstream", i.Upstream),
+		slog.String("session", s.ID),
+		slog.String("subject", s.Subject),
+		slog.String("client", s.Address()),
+		slog.String("path", s.Path),
+		slog.String("upstream", s.Upstream),
 	}
 }
 
@@ -35,8 +35,9 @@ type Session struct {
 	Info
 	manager *Manager
 	slot    *ratelimit.Slot
-	control *control // nil: nothing can be done with it but to wait for its end
-	entry   *entry   // its place in the registry; nil: there is none
+	control *control   // nil: nothing can be done with it but to wait for its end
+	entry   *entry     // its place in the registry; nil: there is none
+	resume  *resumable // nil: it ends with its client's connection
 }
 
 // control is by what a session is found, verified again, spoken to and ended.
@@ -78,7 +79,7 @@ type ending struct {
 }
 
 // Start hands both connections to the relay, which owns them and the session's slot from here on. The session may be over before
-// Start returns. h.Ended, h.Recipient and h.Pushes are set here.
+// Start returns. h.Ended, h.Recipient, h.Pushes and h.Resume are set here.
 func (s *Session) Start(h relay.Handover) {
 	m := s.manager
 	m.metrics.SessionStarted()
@@ -91,6 +92,10 @@ func (s *Session) Start(h relay.Handover) {
 	}
 	m.publisher.Lock() // a push is before the start, and then the relay has it before it reads anything, or behind it
 	h.Recipient, h.Pushes = (*recipient)(s), s.control.early()
+	if r := s.resume; r != nil {
+		h.Resume = &relay.Resumable{Owner: (*recipient)(s), Secret: *r.secret}
+		r.secret = nil
+	}
 	if s.control.history != nil && !m.relay.CanPush(h.Extensions) {
 		m.history.skip(s) // it can be told nothing, of what was and of what comes
 	}
@@ -144,6 +149,9 @@ func (s *Session) Release() {
 	}
 	if s.manager.registry != nil {
 		s.manager.registry.remove(s)
+	}
+	if s.resume != nil {
+		s.manager.returns.remove(s)
 	}
 	if c := s.control.credential; c != nil {
 		s.manager.leases.Release(&c.lease)

@@ -1,0 +1,378 @@
+package relay
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"sync/atomic"
+	"time"
+
+	"portcullis/proxy/frame"
+)
+
+// resumption is what a session has beside its two peers where its client may come back: what either side is still to get, the tokens
+// by which the client comes, and how long it may stay away. docs/resume.md has the protocol. While it lasts, both directions carry
+// whole messages, and neither peer has to wait for the other.
+type resumption struct {
+	owner   Owner
+	state   resumeState
+	tokens  tokens
+	down    outbox
+	up      inbox
+	partial [2]*message // what each side has begun; nil: nothing
+	pong    [2][]byte   // the payload of a ping of that side's that is to be answered, from then on in a slice of its own; nil: none
+	own     []byte      // frames of ours for the client, before anything else
+
+	away    moment   // since when no client is attached; 0: one is
+	leaving *Closing // the client's Close, which goes upstream behind its messages; nil: it sent none
+	leaveBy moment   // when it goes at the latest
+	close   *Closing // the upstream's, or what its end amounts to, behind its messages; nil: it goes on
+
+	heard    moment // when something of a message last came from the client
+	owed     moment // since when the client owes one; 0: it owes none
+	silences uint8  // how often it was given up in a row without a counted message
+	credit   int32  // how many library messages it may still send for those of ours
+	meter    moment // of those beyond that
+}
+
+// resumeState is what becomes of a session that loses its client's connection.
+type resumeState uint8
+
+const (
+	resumable resumeState = iota
+	forgotten             // it ends, for its messages could not be kept
+	resumeEnd             // it is ending already
+)
+
+// Token is what a client shows to get its session back.
+type Token struct {
+	Generation uint32 // which one of its session's it is, from 1
+	Secret     [16]byte
+}
+
+// tokens are the two with which a session can be had. Of either only the hash is kept.
+type tokens struct {
+	shown, issued secretHash // the newest that the client has shown, and the one given after it
+	shownAt       uint32     // its generation; 0: none was shown
+	issuedAt      uint32
+	attempt       uint64 // the highest seen with the one that was shown
+}
+
+type secretHash [16]byte
+
+func hashSecret(secret [16]byte) secretHash {
+	sum := sha256.Sum256(secret[:])
+	return secretHash(sum[:])
+}
+
+func (h *secretHash) equals(other secretHash) bool {
+	return subtle.ConstantTimeCompare(h[:], other[:]) == 1
+}
+
+// issue gives the client a fresh token. One that was given before and never shown is void.
+func (t *tokens) issue(secret [16]byte) {
+	t.issued, t.issuedAt = hashSecret(secret), t.issuedAt+1
+}
+
+// show notes that the client has the token that was issued last.
+func (t *tokens) show() {
+	if t.shownAt != t.issuedAt {
+		t.shown, t.shownAt, t.attempt = t.issued, t.issuedAt, 0
+	}
+}
+
+// judge says what a return by a token is worth, before its count is looked at.
+func (t *tokens) judge(back Return) Verdict {
+	hash := hashSecret(back.Token.Secret)
+	switch generation := back.Token.Generation; {
+	case generation < t.shownAt:
+		return Stale
+	case generation == t.issuedAt && t.issued.equals(hash):
+		if generation == t.shownAt && back.Attempt <= t.attempt {
+			return Stale
+		}
+		return Accepted
+	case generation == t.shownAt && t.shown.equals(hash):
+		if back.Attempt <= t.attempt {
+			return Stale
+		}
+		return Accepted
+	}
+	return Unknown // made up, or void
+}
+
+// resumeRules are what all resumable sessions have in common.
+type resumeRules struct {
+	window moment // how long a client may stay away; 0: no session is resumable
+	beat   moment // how often the client hears of us at least
+	buffer int    // bytes of either direction
+	budget *budget
+}
+
+// The protocol's own numbers.
+const (
+	messageCost   = 64                       // what a kept message counts beside its bytes
+	controlRoom   = 64 << 10                 // what is read of an upstream beyond a full buffer, for its control frames
+	unshownWindow = moment(10 * time.Second) // a session is kept for a client that has shown no token yet
+	leaveTime     = moment(10 * time.Second) // what a client has sent before its Close has to go upstream
+	ackMessages   = 16                       // so many messages are acknowledged at once,
+	ackBytes      = 64 << 10                 // or so many bytes, or a quarter of the buffer,
+	ackDelay      = moment(time.Second)      // or what came so long ago
+	maxSilence    = moment(10 * time.Minute) // a client that owes a message is never waited for longer
+	libraryEvery  = moment(time.Second) / 2  // library messages of a client beside one for each of ours,
+	libraryBurst  = 32 * libraryEvery        // in such bursts
+	libraryMax    = 1 << 10                  // bytes of one
+	libraryPrefix = "\x00portcullis "        // begins their text; JSON follows
+	maxBeat       = moment(25 * time.Second) // proxies on the way cut what is silent for 30 s or 60 s
+	minBeat       = moment(time.Second)
+)
+
+func newResumeRules(c Config) resumeRules {
+	return resumeRules{
+		window: c.Resume,
+		beat:   max(min(maxBeat, c.Resume/4), minBeat),
+		buffer: int(c.ResumeBuffer),
+		budget: &budget{limit: c.ResumeTotal},
+	}
+}
+
+// budget counts what all resumable sessions hold.
+type budget struct {
+	limit int64
+	bytes atomic.Int64
+	full  atomic.Pointer[func()] // called where there are more bytes than limit; it must not block
+}
+
+func (b *budget) add(n int) {
+	if b.bytes.Add(int64(n)) > b.limit && n > 0 {
+		if full := b.full.Load(); full != nil {
+			(*full)()
+		}
+	}
+}
+
+// startResumption makes a session resumable whose client has its first token already.
+func (p *policy) startResumption(h *Resumable, now moment) {
+	if h == nil {
+		return
+	}
+	p.resume = &resumption{owner: h.Owner, heard: now, owed: now, credit: 1}
+	p.resume.tokens.issue(h.Secret)
+	p.resume.up.lastAck = now
+}
+
+// resumes reports whether the session is not ending and the loss of its client's connection is a matter of resumption.
+func (p *policy) resumes() bool { return p.resume != nil && p.resume.state != resumeEnd }
+
+// detached reports whether the session waits for its client.
+func (p *policy) detached() bool { return p.resumes() && p.resume.away != 0 }
+
+// leaveClient has the client's connection closed, as it is, and what belongs to that connection alone forgotten.
+func (p *policy) leaveClient() {
+	r, c := p.resume, &p.peers[client]
+	p.forgetPartial(client)
+	r.own, r.pong[client], r.owed = nil, nil, 0
+	old := *c
+	*c = peer{}
+	c.reading.traffic, c.reading.hollow = old.reading.traffic, old.reading.hollow
+	c.end.gone = true
+}
+
+// detach notes that the client's connection is lost. The session waits for it to come back, or is over.
+func (p *policy) detach(now moment) {
+	r := p.resume
+	p.leaveClient()
+	switch {
+	case r.leaving != nil: // it said that it would go
+	case r.state == forgotten:
+		p.setReason(ClientGone, frame.CodeAbnormal)
+		p.endResumption(now)
+		p.closeWith(upstream, peerLost[client], now)
+	default:
+		r.away = now
+		p.wakeBy(now + p.awayFor())
+		r.owner.Detached()
+	}
+}
+
+// awayFor is how long the session waits for its client.
+func (p *policy) awayFor() moment {
+	if p.resume.tokens.shownAt == 0 {
+		return min(p.resumeRules.window, unshownWindow)
+	}
+	return p.resumeRules.window
+}
+
+// judge says what a return is worth.
+func (p *policy) judge(back Return) Verdict {
+	if !p.resumes() || p.resume.state == forgotten || p.resume.leaving != nil {
+		return Unknown
+	}
+	r := p.resume
+	if v := r.tokens.judge(back); v != Accepted {
+		return v
+	}
+	if back.Count < r.down.base || back.Count > r.down.sent {
+		return Unknown
+	}
+	return Accepted
+}
+
+// attach gives the session a new connection of its client, if the return is good. Nothing that the old one still holds is taken.
+func (p *policy) attach(back Return, a Arrival, now moment) Verdict {
+	if v := p.judge(back); v != Accepted {
+		return v
+	}
+	r := p.resume
+	if back.Token.Generation == r.tokens.issuedAt {
+		r.tokens.show()
+	}
+	r.tokens.attempt = back.Attempt
+	r.tokens.issue(a.Secret)
+
+	p.leaveClient()
+	c := &p.peers[client]
+	c.end.gone = false
+	c.reading.heard = now
+	r.away, r.heard, r.credit = 0, now, 1
+	p.forgetMessages(back.Count, now)
+	r.down.next = back.Count
+	r.up.acked, r.up.ackedBytes, r.up.ackSince, r.up.lastAck = 0, 0, 0, now
+	r.up.ackDue = r.up.forwarded > 0 // for only an acknowledgement opens the client's window
+	r.own = a.First(Standing{r.tokens.issuedAt, r.up.accepted, r.down.pushed})
+	r.owner.Attached()
+	p.wakeBy(now)
+	p.advance(now)
+	return Accepted
+}
+
+// endResumption notes that the session ends, and forgets what it holds.
+func (p *policy) endResumption(now moment) {
+	if !p.resumes() {
+		return
+	}
+	r := p.resume
+	r.state = resumeEnd
+	for _, k := range r.down.kept[min(r.down.next-r.down.base, uint64(len(r.down.kept))):] {
+		if k.push != nil {
+			r.owner.PushDropped(Ended)
+		}
+	}
+	p.forgetMessages(r.down.base+uint64(len(r.down.kept)), now)
+	p.forgetQueue()
+	p.forgetPartial(client)
+	p.forgetPartial(upstream)
+	r.own, r.pong = nil, [2][]byte{}
+}
+
+// forget has a session end with its client's connection from now on. What was written is forgotten, and what was not is still sent.
+func (p *policy) forget(now moment) bool {
+	if !p.resumes() || p.resume.state == forgotten || p.detached() {
+		return false
+	}
+	r := p.resume
+	r.state = forgotten
+	p.forgetMessages(r.down.next, now)
+	r.own = append(r.own, libraryFrame(`{"resumable":false}`)...)
+	p.wakeBy(now)
+	return true
+}
+
+// keepClose notes that the upstream has closed, or is lost. The client gets to know behind the last message, at each return, until
+// it has answered.
+func (p *policy) keepClose(c Closing, now moment) {
+	r := p.resume
+	if r.close != nil {
+		return
+	}
+	r.close = &c
+	p.forgetQueue() // nobody takes it any more
+	p.forgetPartial(upstream)
+	p.advance(now)
+}
+
+// clientCloses takes the client's Close: the end of the session, once what came before it has gone upstream.
+func (p *policy) clientCloses(c Closing, now moment) {
+	r := p.resume
+	p.setReason(ClientClose, c.Code) // unless the upstream has closed before
+	r.leaving, r.leaveBy = &c, now+leaveTime
+	p.forgetMessages(r.down.base+uint64(len(r.down.kept)), now) // a client that has closed reads no more
+	p.forgetPartial(upstream)
+	p.wakeBy(r.leaveBy)
+	p.advance(now)
+}
+
+// advance does what has become possible: the Close of the client goes upstream behind its messages, that of the upstream to the
+// client, and what the client has missed before it.
+func (p *policy) advance(now moment) {
+	if !p.resumes() {
+		return
+	}
+	r := p.resume
+	switch {
+	case r.leaving != nil:
+		if len(r.up.queue) > 0 && now < r.leaveBy {
+			return
+		}
+		c := *r.leaving
+		p.endResumption(now)
+		p.peers[upstream].end.forwarded = true
+		p.closeWith(upstream, c, now)
+		p.closeWith(client, c, now)
+		p.closeHandshakeDone(client, now) // it may have been an answer
+	case r.close != nil:
+		if r.away == 0 && r.own == nil && r.down.written() {
+			p.closeWith(client, *r.close, now)
+		}
+	default:
+		p.pullMissed(now)
+	}
+}
+
+// followResumption does what is due: an acknowledgement, the end of a client's time.
+func (p *policy) followResumption(now moment) {
+	if !p.resumes() {
+		return
+	}
+	r := p.resume
+	switch {
+	case r.leaving != nil:
+		p.wakeBy(r.leaveBy)
+		p.advance(now)
+	case r.away != 0:
+		if now >= r.away+p.awayFor() {
+			p.end(DetachedExpired, Closing{frame.CodeGoingAway, "the client did not come back"}, now)
+			return
+		}
+		p.wakeBy(r.away + p.awayFor())
+	default:
+		next := r.up.lastAck + p.resumeRules.beat
+		if r.up.ackSince != 0 {
+			next = min(next, r.up.ackSince+ackDelay)
+		}
+		if now >= next {
+			r.up.ackDue = true
+		} else {
+			p.wakeBy(next)
+		}
+		p.followSilence(now)
+	}
+}
+
+// followSilence gives the client's connection up when nothing of a message has come for two beats while one is owed. A client on a
+// slow link may be busy with one of ours, so each time without a message in between it has twice as long.
+func (p *policy) followSilence(now moment) {
+	r := p.resume
+	if r.owed == 0 {
+		return
+	}
+	if p.held(client) {
+		r.heard = now
+	}
+	limit := min(2*p.resumeRules.beat<<min(r.silences, 16), max(maxSilence, 2*p.resumeRules.beat))
+	if until := max(r.owed, r.heard) + limit; now < until {
+		p.wakeBy(until)
+		return
+	}
+	r.silences++
+	p.detach(now)
+}
