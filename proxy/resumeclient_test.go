@@ -57,7 +57,11 @@ func newResumer(t testing.TB, g *testGate, target string, protocols ...string) *
 }
 
 func (c *resumer) dial(protocols ...string) (*websocket.Conn, *http.Response, error) {
-	d := websocket.Dialer{Subprotocols: protocols, HandshakeTimeout: patience, TLSClientConfig: c.secure}
+	return c.dialWithin(patience, protocols...)
+}
+
+func (c *resumer) dialWithin(timeout time.Duration, protocols ...string) (*websocket.Conn, *http.Response, error) {
+	d := websocket.Dialer{Subprotocols: protocols, HandshakeTimeout: timeout, TLSClientConfig: c.secure}
 	scheme := "ws://"
 	if c.secure != nil {
 		scheme = "wss://"
