@@ -33,6 +33,9 @@ func (o *Operator) send(c *call) *reply {
 	if !m.Binary && !utf8.Valid(m.Body) {
 		return problem(http.StatusBadRequest, "a text message must be UTF-8; send another Content-Type for a binary one")
 	}
+	if !m.Binary && session.Reserved(m.Body) {
+		return problem(http.StatusBadRequest, "a text message must not begin with U+0000 and \"portcullis \", as the gate's own do")
+	}
 	reach, id := o.sessions.Send(f, m)
 	a := jsonReply(http.StatusOK, pushed{id, reach.Reached, reach.Ending, reach.TooSlow, reach.Extension, reach.Full})
 	a.attrs = []any{"bytes", len(m.Body), "reached", reach.Reached}

@@ -39,7 +39,7 @@ func (s semaphore) release() { <-s }
 // status of a failed handshake, gets the refusal as a Close frame (REFUSE_WITH_CLOSE). Where it does not, the refusal stays an
 // HTTP answer. A client that offers resumption is a script, and always gets that frame.
 func (g *Gate) upgradeToRefuse(u *upgrade, no *refusal.Refusal) {
-	eligible := (g.refuseWithClose || u.resumption) && u.validHandshake && no.Reason != refusal.Origin && no.StatusCode() != 0
+	eligible := (g.refuseWithClose || u.resumption || u.back != nil) && u.validHandshake && no.Reason != refusal.Origin && no.StatusCode() != 0
 	if eligible && u.socket != nil && !u.switched() {
 		u.socket.refuseOnly = true
 		u.socket.write(g.switchingProtocols(u))

@@ -37,9 +37,10 @@ func (g *Gate) takeResumption(u *upgrade) *refusal.Refusal {
 		case entry == resumeProtocol:
 			u.resumption = true
 		case isReturn && u.back != nil:
+			u.validHandshake = false
 			return malformed("more than one return to a session")
 		case isReturn:
-			u.resumption, u.back = true, parseReturn(text)
+			u.back = parseReturn(text)
 		case !strings.HasPrefix(entry, resumePrefix): // else it is of a version that is not known here
 			others = append(others, entry)
 		}
@@ -99,7 +100,9 @@ func (g *Gate) resume(u *upgrade) *refusal.Refusal {
 	}
 	offered := slices.Collect(header.Elements(u.HTTP.Header["Sec-Websocket-Protocol"]))
 	back.Binding = session.BindingOf(u.Path, u.HTTP.Header["Origin"])
-	back.Offers = func(protocol string) bool { return protocol == resumeProtocol || slices.Contains(offered, protocol) }
+	back.Offers = func(protocol string) bool {
+		return protocol == resumeProtocol && u.resumption || slices.Contains(offered, protocol)
+	}
 	s, verdict := g.Sessions.Find(*back)
 	switch verdict {
 	case relay.Stale:
@@ -114,13 +117,15 @@ func (g *Gate) resume(u *upgrade) *refusal.Refusal {
 
 // unknownReturn refuses a return to a session that is not known, unless a credential stands beside it.
 func (g *Gate) unknownReturn(u *upgrade) *refusal.Refusal {
-	u.back = nil
-	if !u.route.auth.Required() {
-		return nil
+	alone := u.route.auth.Required()
+	if alone {
+		_, err := u.route.auth.Find(u.withResumption())
+		_, err = g.findTicket(u, err)
+		alone = errors.Is(err, auth.ErrMissing)
 	}
-	_, err := u.route.auth.Find(u.withResumption())
-	if _, err = g.findTicket(u, err); !errors.Is(err, auth.ErrMissing) {
-		return nil // which is verified as any other
+	if !alone {
+		u.back = nil // it opens a session as any other
+		return nil
 	}
 	if wait, ok := g.Limits.UnknownReturn(u.Key, time.Now()); !ok {
 		return &refusal.Refusal{Reason: refusal.RateAddress, RetryAfter: wait}

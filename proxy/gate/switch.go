@@ -117,7 +117,11 @@ func (u *upgrade) opensResumable() *session.Resumption {
 	if !u.resumption {
 		return nil
 	}
-	return &session.Resumption{Binding: session.BindingOf(u.Path, u.HTTP.Header["Origin"]), Answer: strings.Clone(u.answer())}
+	answer := resumeProtocol
+	if chosen := u.answer(); chosen != answer {
+		answer = strings.Clone(chosen)
+	}
+	return &session.Resumption{Binding: session.BindingOf(u.Path, u.HTTP.Header["Origin"]), Answer: answer}
 }
 
 // closing reports whether nothing new is to begin.

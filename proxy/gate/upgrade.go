@@ -50,7 +50,7 @@ func (g *Gate) Serve(r *Request) {
 	for _, step := range [...]func(*Gate, *upgrade) *refusal.Refusal{
 		(*Gate).chooseRoute,      // not served 404; suspicious 400
 		(*Gate).checkHandshake,   // not GET 405; not an upgrade, or of another version 426; malformed 400
-		(*Gate).takeResumption,   // malformed 400
+		(*Gate).takeResumption,   // two returns 400
 		(*Gate).checkOrigin,      // 403
 		(*Gate).checkLoop,        // has been here before 508
 		(*Gate).resume,           // back in its session 101; too late 409; its session unknown 401

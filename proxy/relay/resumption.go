@@ -13,25 +13,72 @@ import (
 // by which the client comes, and how long it may stay away. docs/resume.md has the protocol. While it lasts, both directions carry
 // whole messages, and neither peer has to wait for the other.
 type resumption struct {
-	owner   Owner
-	state   resumeState
-	tokens  tokens
-	down    outbox
-	up      inbox
-	partial [2]*message // what each side has begun; nil: nothing
-	pong    [2][]byte   // the payload of a ping of that side's that is to be answered, from then on in a slice of its own; nil: none
+	owner     Owner
+	tokens    tokens
+	down      outbox
+	up        inbox
+	passing   *passing  // nil: nothing is under way
+	closings  *closings // nil: neither side has closed
+	away      moment    // since when no client is attached; 0: one is
+	heard     moment    // when something of a message last came from the client
+	owed      moment    // since when the client owes one; 0: it owes none
+	meter     moment    // of library messages beyond one for each of ours
+	credit    int32     // how many it may still send for those of ours
+	silences  uint8     // how often it was given up in a row without a counted message
+	state     resumeState
+	ungreeted bool // the connection that was last replaced had not had its first message, so that it cannot be told why it ends
+}
+
+// passing is what a session has for moments only.
+type passing struct {
 	own     []byte      // frames of ours for the client, before anything else
+	pong    [2][]byte   // the payload of a ping of that side's that is to be answered; nil: none
+	partial [2]*message // what each side has begun; nil: nothing
+}
 
-	away    moment   // since when no client is attached; 0: one is
-	leaving *Closing // the client's Close, which goes upstream behind its messages; nil: it sent none
-	leaveBy moment   // when it goes at the latest
-	close   *Closing // the upstream's, or what its end amounts to, behind its messages; nil: it goes on
+// nothing is what passes where nothing does; it is only read.
+var nothing passing
 
-	heard    moment // when something of a message last came from the client
-	owed     moment // since when the client owes one; 0: it owes none
-	silences uint8  // how often it was given up in a row without a counted message
-	credit   int32  // how many library messages it may still send for those of ours
-	meter    moment // of those beyond that
+// seen returns what is under way, to be read.
+func (r *resumption) seen() *passing {
+	if r.passing == nil {
+		return &nothing
+	}
+	return r.passing
+}
+
+// passes returns what is under way, to be added to.
+func (r *resumption) passes() *passing {
+	if r.passing == nil {
+		r.passing = new(passing)
+	}
+	return r.passing
+}
+
+// passed lets go of it where it is empty.
+func (r *resumption) passed() {
+	if i := r.passing; i != nil && i.own == nil && i.pong[0] == nil && i.pong[1] == nil && i.partial == [2]*message{} {
+		r.passing = nil
+	}
+}
+
+// closings are the Close frames that wait behind messages.
+type closings struct {
+	client   *Closing // the client's, which goes upstream; nil: it sent none
+	by       moment   // when it goes at the latest
+	upstream *Closing // the upstream's, or what its end amounts to; nil: it goes on
+}
+
+// leaving reports whether the client has closed; upstreamClosed whether the upstream has.
+func (r *resumption) leaving() bool        { return r.closings != nil && r.closings.client != nil }
+func (r *resumption) upstreamClosed() bool { return r.closings != nil && r.closings.upstream != nil }
+
+// keepClosing returns the Close frames to be added to.
+func (r *resumption) keepClosing() *closings {
+	if r.closings == nil {
+		r.closings = new(closings)
+	}
+	return r.closings
 }
 
 // resumeState is what becomes of a session that loses its client's connection.
@@ -170,7 +217,11 @@ func (p *policy) detached() bool { return p.resumes() && p.resume.away != 0 }
 func (p *policy) leaveClient() {
 	r, c := p.resume, &p.peers[client]
 	p.forgetPartial(client)
-	r.own, r.pong[client], r.owed = nil, nil, 0
+	r.owed = 0
+	if r.passing != nil {
+		r.passing.own, r.passing.pong[client] = nil, nil
+		r.passed()
+	}
 	old := *c
 	*c = peer{}
 	c.reading.traffic, c.reading.hollow = old.reading.traffic, old.reading.hollow
@@ -182,7 +233,7 @@ func (p *policy) detach(now moment) {
 	r := p.resume
 	p.leaveClient()
 	switch {
-	case r.leaving != nil: // it said that it would go
+	case r.leaving(): // it said that it would go
 	case r.state == forgotten:
 		p.setReason(ClientGone, frame.CodeAbnormal)
 		p.endResumption(now)
@@ -204,14 +255,14 @@ func (p *policy) awayFor() moment {
 
 // judge says what a return is worth.
 func (p *policy) judge(back Return) Verdict {
-	if !p.resumes() || p.resume.state == forgotten || p.resume.leaving != nil {
+	if !p.resumes() || p.resume.state == forgotten || p.resume.leaving() {
 		return Unknown
 	}
 	r := p.resume
 	if v := r.tokens.judge(back); v != Accepted {
 		return v
 	}
-	if back.Count < r.down.base || back.Count > r.down.sent {
+	if back.Count < r.down.base || back.Count > r.down.base+uint64(r.down.sent) {
 		return Unknown
 	}
 	return Accepted
@@ -229,16 +280,21 @@ func (p *policy) attach(back Return, a Arrival, now moment) Verdict {
 	r.tokens.attempt = back.Attempt
 	r.tokens.issue(a.Secret)
 
+	r.ungreeted = r.seen().own != nil
 	p.leaveClient()
 	c := &p.peers[client]
 	c.end.gone = false
 	c.reading.heard = now
 	r.away, r.heard, r.credit = 0, now, 1
 	p.forgetMessages(back.Count, now)
-	r.down.next = back.Count
-	r.up.acked, r.up.ackedBytes, r.up.ackSince, r.up.lastAck = 0, 0, 0, now
+	r.down.next = 0
+	r.up.unacked, r.up.unackedBytes, r.up.ackSince, r.up.lastAck = 0, 0, 0, now
 	r.up.ackDue = r.up.forwarded > 0 // for only an acknowledgement opens the client's window
-	r.own = a.First(Standing{r.tokens.issuedAt, r.up.accepted, r.down.pushed})
+	standing := Standing{Generation: r.tokens.issuedAt, Received: r.up.accepted()}
+	if r.down.pushed != nil {
+		standing.Pushed = *r.down.pushed
+	}
+	r.passes().own = a.First(standing)
 	r.owner.Attached()
 	p.wakeBy(now)
 	p.advance(now)
@@ -252,16 +308,16 @@ func (p *policy) endResumption(now moment) {
 	}
 	r := p.resume
 	r.state = resumeEnd
-	for _, k := range r.down.kept[min(r.down.next-r.down.base, uint64(len(r.down.kept))):] {
+	for _, k := range r.down.kept[r.down.next:] {
 		if k.push != nil {
 			r.owner.PushDropped(Ended)
 		}
 	}
-	p.forgetMessages(r.down.base+uint64(len(r.down.kept)), now)
+	p.forgetMessages(r.down.end(), now)
 	p.forgetQueue()
 	p.forgetPartial(client)
 	p.forgetPartial(upstream)
-	r.own, r.pong = nil, [2][]byte{}
+	r.passing = nil
 }
 
 // forget has a session end with its client's connection from now on. What was written is forgotten, and what was not is still sent.
@@ -271,8 +327,9 @@ func (p *policy) forget(now moment) bool {
 	}
 	r := p.resume
 	r.state = forgotten
-	p.forgetMessages(r.down.next, now)
-	r.own = append(r.own, libraryFrame(`{"resumable":false}`)...)
+	p.forgetMessages(r.down.base+uint64(r.down.next), now)
+	i := r.passes()
+	i.own = append(i.own, libraryFrame(`{"resumable":false}`)...)
 	p.wakeBy(now)
 	return true
 }
@@ -281,10 +338,10 @@ func (p *policy) forget(now moment) bool {
 // it has answered.
 func (p *policy) keepClose(c Closing, now moment) {
 	r := p.resume
-	if r.close != nil {
+	if r.upstreamClosed() {
 		return
 	}
-	r.close = &c
+	r.keepClosing().upstream = &c
 	p.forgetQueue() // nobody takes it any more
 	p.forgetPartial(upstream)
 	p.advance(now)
@@ -294,10 +351,11 @@ func (p *policy) keepClose(c Closing, now moment) {
 func (p *policy) clientCloses(c Closing, now moment) {
 	r := p.resume
 	p.setReason(ClientClose, c.Code) // unless the upstream has closed before
-	r.leaving, r.leaveBy = &c, now+leaveTime
-	p.forgetMessages(r.down.base+uint64(len(r.down.kept)), now) // a client that has closed reads no more
+	k := r.keepClosing()
+	k.client, k.by = &c, now+leaveTime
+	p.forgetMessages(r.down.end(), now) // a client that has closed reads no more
 	p.forgetPartial(upstream)
-	p.wakeBy(r.leaveBy)
+	p.wakeBy(k.by)
 	p.advance(now)
 }
 
@@ -309,19 +367,19 @@ func (p *policy) advance(now moment) {
 	}
 	r := p.resume
 	switch {
-	case r.leaving != nil:
-		if len(r.up.queue) > 0 && now < r.leaveBy {
+	case r.leaving():
+		if len(r.up.queue) > 0 && now < r.closings.by {
 			return
 		}
-		c := *r.leaving
+		c := *r.closings.client
 		p.endResumption(now)
 		p.peers[upstream].end.forwarded = true
 		p.closeWith(upstream, c, now)
 		p.closeWith(client, c, now)
 		p.closeHandshakeDone(client, now) // it may have been an answer
-	case r.close != nil:
-		if r.away == 0 && r.own == nil && r.down.written() {
-			p.closeWith(client, *r.close, now)
+	case r.upstreamClosed():
+		if r.away == 0 && r.seen().own == nil && r.down.written() {
+			p.closeWith(client, *r.closings.upstream, now)
 		}
 	default:
 		p.pullMissed(now)
@@ -335,8 +393,8 @@ func (p *policy) followResumption(now moment) {
 	}
 	r := p.resume
 	switch {
-	case r.leaving != nil:
-		p.wakeBy(r.leaveBy)
+	case r.leaving():
+		p.wakeBy(r.closings.by)
 		p.advance(now)
 	case r.away != 0:
 		if now >= r.away+p.awayFor() {

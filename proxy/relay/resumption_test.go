@@ -33,6 +33,14 @@ func (r *resumption) apart(old *rules) (*rules, *resumption) {
 	newRules.budget = &budget{limit: old.budget.limit}
 	copied.owner = &scriptOwner{}
 	copied.down.kept, copied.up.queue = slices.Clone(r.down.kept), slices.Clone(r.up.queue)
+	if r.passing != nil {
+		passing := *r.passing
+		copied.passing = &passing
+	}
+	if r.closings != nil {
+		closings := *r.closings
+		copied.closings = &closings
+	}
 	return &newRules, &copied
 }
 

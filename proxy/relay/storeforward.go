@@ -19,12 +19,12 @@ type message struct {
 // outbox is what a client gets: each message stays until it is acknowledged.
 type outbox struct {
 	kept   []kept
-	base   uint64 // how many messages were acknowledged and are forgotten; the first of kept is the next
-	next   uint64 // how many were handed out, or had come, on this connection
-	sent   uint64 // how many were ever handed out
-	bytes  int    // what kept counts
-	pushed string // the id of the last push that is forgotten; empty: there was none
-	missed bool   // NextPush may have more
+	base   uint64  // how many messages were acknowledged and are forgotten
+	next   int32   // how many of kept were handed out, or had come, on this connection
+	sent   int32   // how many of kept were ever handed out
+	bytes  int     // what kept counts
+	pushed *string // the id of the last push that is forgotten; nil: there was none
+	missed bool    // NextPush may have more
 }
 
 // kept is a message for a client, and the push that it was. Nobody changes its bytes.
@@ -35,32 +35,37 @@ type kept struct {
 
 func (k *kept) cost() int { return len(k.wire) + messageCost }
 
+// end is how many messages there were.
+func (o *outbox) end() uint64 { return o.base + uint64(len(o.kept)) }
+
 // written reports whether all has been handed out on this connection.
-func (o *outbox) written() bool { return o.next == o.base+uint64(len(o.kept)) }
+func (o *outbox) written() bool { return int(o.next) == len(o.kept) }
 
 // inbox is what an upstream is still to get.
 type inbox struct {
 	queue     [][]byte // whole frames; nobody changes their bytes
-	writing   bool     // the first has been handed out
 	bytes     int      // what queue counts
-	accepted  uint64   // how many messages of the client's were taken
-	forwarded uint64   // how many of them have been written to the upstream
+	forwarded uint64   // how many messages of the client's have been written to the upstream
 
-	acked      uint64 // the last acknowledgement on this connection
-	ackedBytes int    // of messages forwarded since then
-	ackSince   moment // when the first of them was; 0: there is none
-	lastAck    moment // when any was sent
-	ackDue     bool   // one is to be sent, even if it says nothing new
+	ackSince     moment // when the first of those was that are not acknowledged on this connection; 0: there is none
+	lastAck      moment // when any was sent
+	unacked      int32  // how many have been since the last
+	unackedBytes int32
+	ackDue       bool // one is to be sent, even if it says nothing new
+	writing      bool // the first of queue has been handed out
 }
+
+// accepted is how many messages of the client's were taken.
+func (i *inbox) accepted() uint64 { return i.forwarded + uint64(len(i.queue)) }
 
 // resumeFull reports whether side s is not read because there is no room for what it sends.
 func (p *policy) resumeFull(s side) bool {
 	r := p.resume
 	switch {
-	case !p.resumes() || r.leaving != nil:
+	case !p.resumes() || r.leaving():
 		return false
 	case s == client:
-		return r.close == nil && r.up.bytes >= p.resumeRules.buffer
+		return !r.upstreamClosed() && r.up.bytes >= p.resumeRules.buffer
 	}
 	return r.down.bytes >= p.resumeRules.buffer+controlRoom
 }
@@ -134,9 +139,10 @@ func (p *policy) collectControl(s side, part frame.Part, wire []byte, now moment
 		p.closeHandshakeDone(upstream, now)
 		p.keepClose(Closing{code, reason}, now)
 	case frame.Ping:
-		if r.pong[s] = payload; payload == nil {
-			r.pong[s] = []byte{}
+		if payload == nil {
+			payload = []byte{} // one to be answered
 		}
+		r.passes().pong[s] = payload
 	}
 }
 
@@ -146,10 +152,10 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 	if s == client {
 		r.heard = now
 	}
-	m := r.partial[s]
+	m := r.seen().partial[s]
 	if m == nil {
 		m = new(message)
-		r.partial[s] = m
+		r.passes().partial[s] = m
 	}
 	if part.Starts {
 		if part.Header.Opcode != frame.Continuation {
@@ -166,7 +172,7 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 	}
 	m.at += int64(len(payload))
 	p.grow(len(payload))
-	library := m.op == frame.Text && bytes.HasPrefix(m.payload, []byte(libraryPrefix))
+	library := m.op == frame.Text && Reserved(m.payload)
 	switch {
 	case library && s == upstream:
 		p.setReason(UpstreamFraming, frame.CodeProtocol)
@@ -187,7 +193,7 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 			p.accept(m, now)
 		} else {
 			p.peers[upstream].reading.traffic.add(m)
-			if r.leaving == nil {
+			if !r.leaving() {
 				p.keep(kept{wire: frame.AppendMessage(make([]byte, 0, len(m.payload)+frame.MaxHeader-4), m.op, m.payload)}, now)
 			}
 		}
@@ -206,14 +212,13 @@ func (p *policy) accept(m *message, now moment) {
 	r := p.resume
 	r.tokens.show()
 	r.owed, r.silences = 0, 0
-	if r.close != nil {
+	if r.upstreamClosed() {
 		return // the upstream has gone: neither counted nor acknowledged
 	}
 	if !p.charge(len(m.payload), now) {
 		return
 	}
 	p.peers[client].reading.traffic.add(m)
-	r.up.accepted++
 	wire := frame.AppendMasked(make([]byte, 0, len(m.payload)+frame.MaxHeader), m.op, m.payload)
 	r.up.queue = append(r.up.queue, wire)
 	r.up.bytes += len(wire) + messageCost
@@ -258,13 +263,13 @@ func (p *policy) forgetMessages(upTo uint64, now moment) {
 	if upTo <= d.base {
 		return
 	}
-	n := int(upTo - d.base)
+	n := int32(upTo - d.base)
 	freed := 0
 	for i := range d.kept[:n] {
 		k := &d.kept[i]
 		freed += k.cost()
 		if k.push != nil && k.push.id != "" {
-			d.pushed = k.push.id
+			d.pushed = &k.push.id
 		}
 		*k = kept{}
 	}
@@ -272,6 +277,7 @@ func (p *policy) forgetMessages(upTo uint64, now moment) {
 		d.kept = nil
 	}
 	d.base, d.bytes = upTo, d.bytes-freed
+	d.next, d.sent = max(d.next-n, 0), max(d.sent-n, 0)
 	p.grow(-freed)
 	if d.bytes < p.resumeRules.buffer+controlRoom && d.bytes+freed >= p.resumeRules.buffer+controlRoom {
 		p.readAgain(upstream, now)
@@ -296,9 +302,11 @@ func (p *policy) forgetQueue() {
 
 // forgetPartial forgets what a side has begun to send.
 func (p *policy) forgetPartial(s side) {
-	if m := p.resume.partial[s]; m != nil {
+	r := p.resume
+	if m := r.seen().partial[s]; m != nil {
 		p.grow(-len(m.payload))
-		p.resume.partial[s] = nil
+		r.passing.partial[s] = nil
+		r.passed()
 	}
 }
 
@@ -311,30 +319,33 @@ func (p *policy) resumeDue(s side) bool {
 		return false
 	}
 	r := p.resume
-	if s == upstream {
-		return r.pong[upstream] != nil || len(r.up.queue) > 0
+	if r.seen().pong[s] != nil {
+		return true
 	}
-	return r.away == 0 && (r.own != nil || r.pong[client] != nil || r.up.ackDue || !r.down.written() && r.leaving == nil)
+	if s == upstream {
+		return len(r.up.queue) > 0
+	}
+	return r.away == 0 && (r.seen().own != nil || r.up.ackDue || !r.down.written() && !r.leaving())
 }
 
 // resumeInsertion returns what is to be written to side s next. Nobody changes it.
 func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 	r := p.resume
-	switch {
-	case r.pong[s] != nil:
-		b = frame.AppendControl(nil, s.role(), frame.Pong, r.pong[s])
-		r.pong[s] = nil
+	switch i := r.seen(); {
+	case i.pong[s] != nil:
+		b = frame.AppendControl(nil, s.role(), frame.Pong, i.pong[s])
+		i.pong[s] = nil
 	case s == upstream:
 		r.up.writing = true
 		b = r.up.queue[0]
-	case r.own != nil:
-		b, r.own = r.own, nil
+	case i.own != nil:
+		b, i.own = i.own, nil
 		r.credit++
 	case r.up.ackDue:
 		b = p.acknowledgement(now)
 		r.credit++
 	default:
-		k := &r.down.kept[r.down.next-r.down.base]
+		k := &r.down.kept[r.down.next]
 		r.down.next++
 		r.down.sent = max(r.down.sent, r.down.next)
 		r.credit++
@@ -342,6 +353,7 @@ func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 			b = append(bytes.Clone(b), libraryFrame(`{"push":`+strconv.Quote(k.push.id)+`}`)...)
 		}
 	}
+	r.passed()
 	p.beginWrite(s, now)
 	return b
 }
@@ -349,10 +361,13 @@ func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 // acknowledgement is the next one for the client.
 func (p *policy) acknowledgement(now moment) []byte {
 	u := &p.resume.up
-	u.acked, u.ackedBytes, u.ackSince, u.lastAck, u.ackDue = u.forwarded, 0, 0, now, false
+	u.unacked, u.unackedBytes, u.ackSince, u.lastAck, u.ackDue = 0, 0, 0, now, false
 	p.wakeBy(now + p.resumeRules.beat)
 	return libraryFrame(`{"ack":` + strconv.FormatUint(u.forwarded, 10) + `}`)
 }
+
+// Reserved reports whether the text of a message begins as those of the gate and the client's library do.
+func Reserved(text []byte) bool { return bytes.HasPrefix(text, []byte(libraryPrefix)) }
 
 // libraryFrame is a message of ours to the client's library, as a frame.
 func libraryFrame(text string) []byte {
@@ -374,7 +389,7 @@ func (p *policy) resumeWritten(s side, now moment) {
 			p.wakeBy(now + 2*p.resumeRules.beat)
 		}
 		if r.state == forgotten {
-			p.forgetMessages(r.down.next, now)
+			p.forgetMessages(r.down.base+uint64(r.down.next), now)
 		}
 	} else if u := &r.up; u.writing {
 		size := len(u.queue[0])
@@ -386,12 +401,13 @@ func (p *policy) resumeWritten(s side, now moment) {
 		u.forwarded++
 		u.bytes -= size + messageCost
 		p.grow(-size - messageCost)
-		u.ackedBytes += size
+		u.unacked++
+		u.unackedBytes += int32(min(size, ackBytes))
 		if u.ackSince == 0 {
 			u.ackSince = now
 			p.wakeBy(now + ackDelay)
 		}
-		u.ackDue = u.ackDue || u.forwarded-u.acked >= ackMessages || u.ackedBytes >= min(ackBytes, p.resumeRules.buffer/4)
+		u.ackDue = u.ackDue || u.unacked >= ackMessages || int(u.unackedBytes) >= min(ackBytes, p.resumeRules.buffer/4)
 	}
 	p.advance(now)
 }
@@ -424,12 +440,12 @@ func (p *policy) libraryMessage(text []byte, now moment) {
 	}
 	switch {
 	case r.state == forgotten, n <= r.down.base:
-	case n > r.down.next:
+	case n > r.down.base+uint64(r.down.next):
 		p.violated(client, errNeverSent, now)
 	default:
 		r.silences = 0
 		p.forgetMessages(n, now)
-		r.credit = min(r.credit, int32(min(r.down.next-n, 1<<20))+64)
+		r.credit = min(r.credit, r.down.next+64)
 		p.advance(now)
 	}
 }

@@ -27,7 +27,7 @@ type resumable struct {
 	answer  string                 // the subprotocol that its client was answered with
 	secret  *[16]byte              // of its first token, until the relay has that; nil from then on
 	client  atomic.Pointer[string] // the address from which it has come back; nil: that of the beginning
-	push    string                 // the id of the newest push when it was opened; empty without a history
+	push    *string                // the id of the newest push when it was opened; nil: there is no history
 	away    *away                  // nil: a client is attached; guarded by returns.mu
 }
 
@@ -137,7 +137,9 @@ func (r *returns) add(s *Session, o *Resumption) {
 	})
 	secret := newSecret()
 	s.resume = &resumable{binding: o.Binding, answer: o.Answer, secret: &secret}
-	s.resume.push = s.libraryHello().Push
+	if push := s.libraryHello().Push; push != "" {
+		s.resume.push = &push
+	}
 	rand.Read(s.resume.handle[:])
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -359,14 +361,13 @@ func (s *Session) Resume(r Return, b Back) (relay.Verdict, error) {
 	b.First = func(st relay.Standing) []byte {
 		hello.Resume = tokenText(s.resume.handle, relay.Token{Generation: st.Generation, Secret: b.Secret})
 		hello.Received = st.Received
-		hello.Push = cmp.Or(st.Pushed, s.resume.push)
+		s.resume.client.Store(&b.Client)
+		if hello.Push = st.Pushed; st.Pushed == "" && s.resume.push != nil {
+			hello.Push = *s.resume.push
+		}
 		return append(b.Switching, hello.frame()...)
 	}
-	verdict, err := s.manager.relay.Attach(s.control.relayed(), relay.Return{Token: token, Count: r.Count, Attempt: r.Attempt}, b.Arrival)
-	if verdict == relay.Accepted && b.Client != s.Client {
-		s.resume.client.Store(&b.Client)
-	}
-	return verdict, err
+	return s.manager.relay.Attach(s.control.relayed(), relay.Return{Token: token, Count: r.Count, Attempt: r.Attempt}, b.Arrival)
 }
 
 // Address is that of the session's client.

@@ -12,6 +12,9 @@ type Message struct {
 	Body   []byte // UTF-8 unless Binary
 }
 
+// Reserved reports whether a text message begins as those do that the gate and the library of a client exchange.
+func Reserved(text []byte) bool { return relay.Reserved(text) }
+
 // Send pushes a message to the sessions that f chooses. The id is its own in the history; empty: there is none. Where Send has
 // returned, a push that is sent after it comes after it everywhere.
 func (m *Manager) Send(f Filter, msg Message) (reach relay.Reach, id string) {
