@@ -205,6 +205,7 @@ func (p *policy) startResumption(h *Resumable, now moment) {
 	p.resume = &resumption{owner: h.Owner, heard: now, owed: now, credit: 1}
 	p.resume.tokens.issue(h.Secret)
 	p.resume.up.lastAck = now
+	p.wakeBy(now + p.resumeRules.beat)
 }
 
 // resumes reports whether the session is not ending and the loss of its client's connection is a matter of resumption.

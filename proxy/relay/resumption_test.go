@@ -61,7 +61,6 @@ func newResumeScript(t testing.TB, c Config) *resumeScript {
 	t.Helper()
 	s := &resumeScript{script: newScript(t, c), owner: &scriptOwner{scriptRecipient: scriptRecipient{markers: true}}}
 	s.policy.startResumption(&Resumable{Owner: s.owner, Secret: secretOf(1)}, s.clock)
-	s.policy.tick(s.clock)
 	s.tokens = []Token{{1, secretOf(1)}}
 	t.Cleanup(func() {
 		if held := s.policy.budget.bytes.Load(); s.policy.over() && held != 0 {
