@@ -323,8 +323,7 @@ test('fixed-causes', async (t) => {
   await gate.api('DELETE', '/sessions?all=true');
   proxy.onLink = () => {};
   proxy.last().reset();
-  await next(socket, 'reset');
-  await next(socket, 'open');
+  await until('a new session', () => events.length === 3);
   assert.deepEqual([messages, events], [['lost'], ['open', 'reset', 'open']]);
   socket.send('new');
   await until('the message', () => app.got.length === 1);
