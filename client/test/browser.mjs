@@ -11,6 +11,7 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { after, before, test } from 'node:test';
+import { startApplication, startProxy } from './faults.mjs';
 import { adminToken, answer, startGate } from './gate.mjs';
 
 const { chromium } = createRequire(`${process.cwd()}/`)('playwright-core');
@@ -93,17 +94,71 @@ test('it waits for the page to be seen', async (t) => {
   const gate = await startGate(t);
   const { page, until } = await open(t, gate);
   await until('open');
-  const hide = (hidden) => page.evaluate((value) => {
-    Object.defineProperty(document, 'hidden', { value, configurable: true });
-    document.dispatchEvent(new Event('visibilitychange'));
-  }, hidden);
-  await hide(true);
+  await hide(page, true);
   await kick(gate, 3008);
   assert.deepEqual(await until('lost 3008'), ['lost 3008']);
   await page.waitForTimeout(1000);
   assert.deepEqual(await page.evaluate(() => globalThis.log), [], 'an attempt of a page that nobody sees');
-  await hide(false);
+  await hide(page, false);
   assert.deepEqual(await until('open'), ['open']);
+});
+
+// hide has the page believe that nobody sees it, or that somebody does.
+const hide = (page, hidden) => page.evaluate((value) => {
+  Object.defineProperty(document, 'hidden', { value, configurable: true });
+  document.dispatchEvent(new Event('visibilitychange'));
+}, hidden);
+
+test('numbered streams, while the network comes and goes and the page is blocked and hidden', async (t) => {
+  let sent = 0;
+  const app = await startApplication(t, (upstream) => { for (let i = 0; i < 3; i += 1) upstream.send(`d${sent++}`); });
+  const gate = await startGate(t, { UPSTREAM_URL: app.url, AUTH_MODE: 'none', AUTH_TOKEN_FROM: '', RATE_AUTH_FAILURES_PER_IP: '',
+    RESUME: '20s', RESUME_BUFFER: '16KiB', MESSAGE_MAX_BYTES: '1KiB' });
+  const proxy = await startProxy(t, gate.front);
+  const { context, page, until } = await open(t, { url: `ws://${proxy.address}/` }, {});
+  assert.deepEqual(await until('open'), ['open']);
+  await page.evaluate(() => {
+    globalThis.log.length = 0;
+    globalThis.socket.addEventListener('resumed', () => globalThis.log.push('resumed'));
+    globalThis.socket.addEventListener('reset', () => globalThis.log.push('reset'));
+    let n = 0;
+    globalThis.sending = setInterval(() => { if (globalThis.socket.send(`u${n}`)) n += 1; }, 10);
+    globalThis.sent = () => { clearInterval(globalThis.sending); return n; };
+  });
+  const goes = async () => { // the stream goes on, on a connection that is new
+    const link = proxy.last();
+    const had = app.got.length;
+    for (let i = 0; i < 1000 && (app.got.length < had + 20 || proxy.last().down < 1000); i += 1) await page.waitForTimeout(20);
+    assert.ok(app.got.length >= had + 20, 'the stream goes on');
+    return link;
+  };
+  await goes();
+  for (const fault of ['reset', 'end', 'stall', 'half', 'reset']) {
+    await context.setOffline(true); // which a page is told, and which keeps it from new connections alone
+    proxy.last()[fault]();
+    await page.waitForTimeout(300);
+    await context.setOffline(false);
+    await goes();
+  }
+  await page.evaluate(() => { for (const end = Date.now() + 4000; Date.now() < end;); }); // blocked
+  await goes();
+  await hide(page, true);
+  proxy.last().reset();
+  await page.waitForTimeout(1000);
+  await hide(page, false);
+  await goes();
+  const n = await page.evaluate(() => globalThis.sent());
+  let log;
+  for (let i = 0; i < 500; i += 1) {
+    log = await page.evaluate(() => globalThis.log);
+    if (app.got.length >= n && log.filter((entry) => entry[0] === 'd').length >= 3 * n) break;
+    await page.waitForTimeout(20);
+  }
+  assert.deepEqual(app.got, Array.from({ length: n }, (_, i) => `u${i}`));
+  assert.deepEqual(log.filter((entry) => entry[0] === 'd'), Array.from({ length: 3 * n }, (_, i) => `d${i}`));
+  assert.ok(!log.includes('reset') && !log.includes('open'));
+  assert.ok(log.filter((entry) => entry === 'resumed').length >= 6);
+  assert.equal(app.sockets.length, 1);
 });
 
 test('the example of three clients', async (t) => {
