@@ -136,3 +136,50 @@ func metricLine(metrics, series string) string {
 	value, _, _ := strings.Cut(rest, "\n")
 	return value
 }
+
+// Of TestDetachedAgainstTotal there is a short form, too; the full one is go test . -run TestDetachedAgainstTotal -detached 8000.
+var detached = flag.Int("detached", 400, "sessions that TestDetachedAgainstTotal leaves to wait for their clients")
+
+// Thousands of sessions wait for clients that never acknowledged what they got, with little memory for all of them: who has been away
+// for longest ends, and nobody else does.
+func TestDetachedAgainstTotal(t *testing.T) {
+	const total = 8 << 20
+	p := startProgram(t, "RESUME=5m", "MESSAGE_MAX_BYTES=64KiB", fmt.Sprint("RESUME_TOTAL=", total), "LOG_LEVEL=info", "RATE_AUTH_FAILURES_PER_IP=0")
+	message := append([]byte{0x81, 0x80 | 126, 0x4e, 0x20, 0, 0, 0, 0}, bytes.Repeat([]byte("x"), 20_000)...)
+	var last stormClient
+	for range *detached {
+		var c stormClient
+		if err := c.upgrade(p.front, "/?token=token", ""); err != nil {
+			t.Fatal(err)
+		}
+		for range 4 { // 80 KB, which the bundled application sends back
+			if _, err := c.conn.Write(message); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := io.CopyN(io.Discard, c.conn, 80_000); err != nil {
+			t.Fatal(err)
+		}
+		c.conn.(*net.TCPConn).SetLinger(0)
+		c.conn.Close()
+		last = c
+	}
+	p.metrics = ""
+	p.readMetrics()
+	var kept, resident float64
+	fmt.Sscan(metricLine(p.metrics, "\nportcullis_resume_kept_bytes"), &kept)
+	fmt.Sscan(metricLine(p.metrics, "\nprocess_resident_memory_bytes"), &resident)
+	t.Logf("%s sessions wait with %.1f of %d MiB, the process has %.0f MiB", metricLine(p.metrics, "\nportcullis_sessions_detached"), kept/(1<<20), total>>20, resident/(1<<20))
+	if kept > total {
+		t.Errorf("%.0f bytes are kept, want %d at most", kept, total)
+	}
+	if err := last.upgrade(p.front, "/", ", portcullis.resume.v1."+last.token+".0.1"); err != nil {
+		t.Errorf("the last is not back: %v", err)
+	}
+	last.conn.Close()
+	var old stormClient
+	if err := old.upgrade(p.front, "/?token=token", ""); err != nil { // and there is room for others
+		t.Error(err)
+	}
+	old.conn.Close()
+}

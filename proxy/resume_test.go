@@ -400,6 +400,9 @@ func TestPushesWhileAway(t *testing.T) {
 	c.ack()
 	c.cut()
 	o.gate.journal.next(t, "session detached")
+	if list := o.call("GET", "/api/sessions", ""); strings.Contains(list.text, `"detached":null`) {
+		t.Errorf("the API has %s", list.text)
+	}
 	o.call("POST", "/api/messages?subject=Alice", "2", asText)
 	o.call("POST", "/api/messages?subject=Alice", "3", asText)
 	c.library = nil

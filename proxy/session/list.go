@@ -17,6 +17,7 @@ type Status struct {
 	Instance     string        `json:"instance"`
 	Since        Timestamp     `json:"since"`
 	Expires      Timestamp     `json:"expires"`
+	Detached     Timestamp     `json:"detached"` // since when the client is away; null: it is there
 	FromClient   relay.Traffic `json:"from_client"`
 	FromUpstream relay.Traffic `json:"from_upstream"`
 }
@@ -58,6 +59,9 @@ func (m *Manager) status(s *Session) Status {
 	}
 	if c := s.control.credential; c != nil {
 		st.Expires = Timestamp(m.leases.End(&c.lease))
+	}
+	if s.resume != nil {
+		st.Detached = Timestamp(m.returns.awaySince(s))
 	}
 	return st
 }

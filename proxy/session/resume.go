@@ -90,6 +90,7 @@ type returns struct {
 
 // away is the place of a session whose client is, among the others.
 type away struct {
+	since                       time.Time
 	address                     netip.Prefix // of its slot
 	inAll, inSubject, inAddress link
 }
@@ -159,7 +160,7 @@ func (r *returns) detach(s *Session) {
 	if r.byHandle[s.resume.handle] != s || s.resume.away != nil {
 		return
 	}
-	s.resume.away = &away{address: s.slot.Address()}
+	s.resume.away = &away{since: time.Now(), address: s.slot.Address()}
 	s.manager.metrics.Away(1)
 	r.all = r.all.push(s, awayAll)
 	r.bySubject[s.Subject] = r.bySubject[s.Subject].push(s, awaySubject)
@@ -176,6 +177,16 @@ func (r *returns) attach(s *Session) {
 	replace(r.byAddress, s.resume.away.address, r.byAddress[s.resume.away.address].remove(s, awayAddress))
 	s.resume.away = nil
 	s.manager.metrics.Away(-1)
+}
+
+// awaySince is since when the client of a session is away; zero: it is not.
+func (r *returns) awaySince(s *Session) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.resume.away == nil {
+		return time.Time{}
+	}
+	return s.resume.away.since
 }
 
 // longest returns the session of a ring whose client has been away for longest; nil: there is none.
