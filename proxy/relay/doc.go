@@ -48,6 +48,12 @@
 // Both WebSocket connections end here, and koding/websocketproxy carries
 // messages from one to the other, of which text must be UTF-8. See terminate.go for what of that library is let near a peer.
 //
+// # Resumption
+//
+// A session whose client may come back (resumption.go, storeforward.go, docs/resume.md) carries whole messages: each is kept until
+// the other side has it, and neither side waits for the other. The loss of the client's connection detaches it, and a return
+// gives it another one (return.go), which an engine puts in the place of the old. All other sessions have none of that.
+//
 // # How a session ends
 //
 // With a Close frame, at a frame boundary, wherever the protocol still allows one; and
