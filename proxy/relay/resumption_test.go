@@ -13,7 +13,6 @@ type resumeScript struct {
 	*script
 	owner  *scriptOwner
 	tokens []Token // that the client has got, the oldest first
-	count  uint64  // of the messages that it would acknowledge
 }
 
 // scriptOwner notes what it is told.
