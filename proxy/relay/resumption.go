@@ -428,6 +428,10 @@ func (p *policy) followSilence(now moment) {
 		r.heard = now
 	}
 	limit := min(2*p.resumeRules.beat<<min(r.silences, 16), max(maxSilence, 2*p.resumeRules.beat))
+	if c := &p.peers[client]; c.writing.pending && now >= max(r.owed, r.heard)+limit {
+		p.queryKernel(client, now)
+		r.heard = max(r.heard, c.writing.progress, c.ack.last) // it is busy with one of ours
+	}
 	if until := max(r.owed, r.heard) + limit; now < until {
 		p.wakeBy(until)
 		return

@@ -146,6 +146,12 @@ func TestEveryLossDetaches(t *testing.T) {
 			s.send(upstream, upstream.text("x"))
 			s.wait(5 * time.Second)
 		},
+		"a client that takes nothing": func(s *resumeScript) {
+			s.ack(0)
+			s.block(client)
+			s.send(upstream, upstream.text("x"))
+			s.wait(30 * time.Second)
+		},
 		"silence": func(s *resumeScript) { s.ack(0); s.wait(45 * time.Second) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -355,6 +355,10 @@ func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 	}
 	r.passed()
 	p.beginWrite(s, now)
+	if s == client && r.owed == 0 { // each is to be answered, by an acknowledgement at the latest
+		r.owed = now
+		p.wakeBy(now + 2*p.resumeRules.beat)
+	}
 	return b
 }
 
@@ -384,10 +388,6 @@ func (p *policy) resumeWritten(s side, now moment) {
 	}
 	r := p.resume
 	if s == client {
-		if r.owed == 0 {
-			r.owed = now
-			p.wakeBy(now + 2*p.resumeRules.beat)
-		}
 		if r.state == forgotten {
 			p.forgetMessages(r.down.base+uint64(r.down.next), now)
 		}
