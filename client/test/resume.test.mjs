@@ -427,3 +427,18 @@ test('a connection that is given up ends no session', async (t) => {
   await next(socket, 'resumed');
   assert.deepEqual(events, ['open', 'resumed']);
 });
+
+test('a token as the first message, and a return without', async (t) => {
+  let asked = 0;
+  const { app, proxy, socket, got } = await start(t, {
+    settings: { UPSTREAM_URL: '', AUTH_MODE: '', AUTH_TOKEN_FROM: '', AUTH_FIRST_MESSAGE: 'true' },
+    options: { tokenIn: 'message', token: () => { asked += 1; return 'token'; } },
+  });
+  assert.equal(app.sockets.length, 0);
+  const back = next(socket, 'resumed');
+  proxy.last().reset();
+  socket.send('while away');
+  await back;
+  await until('the echo', () => got.length === 1);
+  assert.equal(asked, 1);
+});
