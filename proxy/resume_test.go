@@ -216,14 +216,21 @@ func TestReturnsThatAreRefused(t *testing.T) {
 	})
 }
 
+// opened is a client in a session that has echoed a message.
+func opened(t *testing.T, g *testGate, secure *tls.Config) *resumer {
+	t.Helper()
+	c := newResumer(t, g, "/?token=good")
+	c.secure = secure
+	c.open()
+	c.send("one")
+	c.want("one")
+	return c
+}
+
 func TestTwoTabsWithOneToken(t *testing.T) {
 	eachDoor(t, func(t *testing.T, edit func(*Config), secure *tls.Config) {
 		g := newGate(t, newEcho(t), resuming(edit))
-		c := newResumer(t, g, "/?token=good")
-		c.secure = secure
-		c.open()
-		c.send("one")
-		c.want("one")
+		c := opened(t, g, secure)
 		other := *c
 		other.mustBack()
 		c.wantClose(1008, "taken over")
@@ -240,11 +247,7 @@ func TestTwoTabsWithOneToken(t *testing.T) {
 func TestTenReturnsAtOnce(t *testing.T) {
 	eachDoor(t, func(t *testing.T, edit func(*Config), secure *tls.Config) {
 		g := newGate(t, newEcho(t), resuming(edit))
-		c := newResumer(t, g, "/?token=good")
-		c.secure = secure
-		c.open()
-		c.send("one")
-		c.want("one")
+		c := opened(t, g, secure)
 		c.cut()
 		var all sync.WaitGroup
 		results := make([]error, 10)
