@@ -361,6 +361,150 @@ test('fixed-pushes-pings', async (t) => {
   assert.deepEqual(got, numbers(6));
 });
 
+test('mutant-pong-shows', async (t) => {
+  // The page stands still when the first message of a return has come, and only its browser answers pings: the token before is good once more.
+  const { proxy, socket, got, app } = await start(t, { onMessage: (upstream, m) => upstream.send(m), settings: { PING_INTERVAL: '1s', PONG_TIMEOUT: '1s' } });
+  proxy.onLink = (link) => { // pongs pass, and nothing else that the client says
+    const { write } = link.gate;
+    let head = true;
+    link.gate.write = (chunk) => {
+      if (head) head = !chunk.includes('\r\n\r\n');
+      else if ((chunk[0] & 15) !== 10) return true;
+      return write.call(link.gate, chunk);
+    };
+  };
+  let back = next(socket, 'resumed');
+  proxy.last().reset();
+  await back;
+  proxy.onLink = () => {};
+  back = next(socket, 'resumed');
+  await sleep(1500);
+  proxy.last().reset();
+  await back;
+  socket.send('after');
+  await until('the echo', () => got.length === 1);
+  assert.equal(app.sockets.length, 1);
+});
+
+test('mutant-old-connection-shows', async (t) => {
+  // What the old connection still holds shows no token: the newest, which it was given, is not void for it.
+  const { proxy, socket, got, events } = await start(t, { onMessage: (upstream, m) => upstream.send(m) });
+  for (let i = 0; i < 3; i += 1) {
+    const old = proxy.last();
+    const held = [];
+    old.upOpen = false;
+    old.client.on('data', (chunk) => held.push(chunk));
+    socket.send(String(i));
+    await until('the message', () => held.length > 0);
+    const back = next(socket, 'resumed');
+    old.gate.removeAllListeners('close');
+    old.client.resetAndDestroy();
+    await back;
+    for (const chunk of held) old.gate.write(chunk); // late
+    await until('the echo', () => got.length === i + 1);
+  }
+  assert.deepEqual([got, events.includes('reset')], [numbers(3), false]);
+});
+
+test('mutant-client-reads-old', async (t) => {
+  // What the old connection brings when the client has left it is not delivered, for it comes again.
+  const { app, proxy, socket, got } = await start(t, { settings: { RESUME: '4s' } });
+  await until('its upstream', () => app.sockets.length === 1);
+  const old = proxy.last();
+  old.downOpen = false;
+  const held = [];
+  old.gate.on('data', (chunk) => held.push(chunk));
+  for (const n of numbers(3)) app.sockets[0].send(n);
+  await next(socket, 'resumed'); // after two beats of silence
+  await until('all', () => got.length === 3);
+  for (const chunk of held) old.client.write(chunk);
+  await sleep(200);
+  assert.deepEqual(got, numbers(3));
+});
+
+for (const name of ['alt-fresh-next-token', 'alt-fresh-next-no-attempt-number']) {
+  test(name, async (t) => {
+    // Return after return by one token: each answer is lost, each gives another next token, and the last of them is good.
+    const { app, proxy, socket, got, events } = await start(t, { onMessage: (upstream, m) => upstream.send(m) });
+    const requests = [];
+    for (let i = 0; i < 3; i += 1) {
+      proxy.onLink = (link) => { link.downOpen = false; setTimeout(() => link.reset(), 150); };
+      const before = proxy.requests.length;
+      proxy.last().reset();
+      await until('a return', () => proxy.requests.length > before);
+      requests.push(proxy.requests[before]);
+      await sleep(100);
+    }
+    proxy.onLink = () => {};
+    await next(socket, 'resumed');
+    for (const late of requests) assert.match(await proxy.again(late), /stale/);
+    socket.send('after');
+    await until('the echo', () => got.length === 1);
+    assert.deepEqual([app.got, events.includes('reset')], [['after'], false]);
+  });
+}
+
+test('fixed-causes-2-faults', async (t) => {
+  // Its connection is lost twice, and the session ends in between.
+  const { app, proxy, socket, events, gate } = await start(t);
+  const back = next(socket, 'resumed');
+  proxy.last().half();
+  await back;
+  proxy.onLink = (link) => { link.stall(); };
+  proxy.last().half();
+  await until('an attempt', () => proxy.links.length === 3);
+  await gate.api('DELETE', '/sessions?all=true');
+  proxy.onLink = () => {};
+  proxy.last().reset();
+  await until('a new session', () => events.at(-1) === 'open' && events.length > 2);
+  assert.deepEqual(events, ['open', 'resumed', 'reset', 'open']);
+  socket.send('new');
+  await until('the message', () => app.got.length === 1);
+});
+
+test('fixed-behind-proxy', async (t) => {
+  // Something on the way answers the pings of both ends, and the way behind it is broken: both notice by their beats.
+  const { app, proxy, socket, got } = await start(t, { onMessage: (upstream, m) => upstream.send(m), settings: { PING_INTERVAL: '1s', PONG_TIMEOUT: '1s' } });
+  for (let i = 0; i < 2; i += 1) {
+    const back = next(socket, 'resumed');
+    proxy.last().stall();
+    socket.send(String(i));
+    await back;
+    await until('the echo', () => got.length === i + 1);
+  }
+  assert.deepEqual([app.got, app.sockets.length], [numbers(2), 1]);
+});
+
+test('fixed-upstream-closes', async (t) => {
+  const { app, proxy, socket, got } = await start(t);
+  await until('its upstream', () => app.sockets.length === 1);
+  const end = next(socket, 'close');
+  proxy.last().half();
+  for (const n of numbers(5)) app.sockets[0].send(n);
+  app.sockets[0].close(4003, 'done');
+  const { code, reason } = await end;
+  assert.deepEqual([code, reason, got], [4003, 'done', numbers(5)]);
+});
+
+test('fixed-upstream-closes-causes', async (t) => {
+  // The application has closed, and then the session ends before its client is back: the client begins anew.
+  const { app, proxy, socket, events, gate } = await start(t);
+  await until('its upstream', () => app.sockets.length === 1);
+  proxy.onLink = (link) => { link.stall(); };
+  proxy.last().reset();
+  await until('an attempt', () => proxy.links.length === 2);
+  app.sockets[0].close(4003, 'done');
+  await until('the end of the upstream', () => app.closes.length === 1);
+  await sleep(100);
+  await gate.stop();
+  proxy.onLink = () => {};
+  proxy.last().reset();
+  await next(socket, 'reconnecting');
+  assert.deepEqual(events, ['open']);
+  socket.close();
+  assert.deepEqual(events, ['open', 'close']);
+});
+
 test('without RESUME the offer changes nothing', async (t) => {
   const { app, proxy, socket, got, events } = await start(t, {
     settings: { RESUME: '', RESUME_BUFFER: '', MESSAGE_MAX_BYTES: '' }, onMessage: (upstream, m) => upstream.send(m),
