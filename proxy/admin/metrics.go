@@ -67,7 +67,7 @@ type Metrics struct {
 
 	fromClient, fromUpstream traffic
 
-	away           prometheus.Gauge
+	detached       prometheus.Gauge
 	resumptions    map[string]prometheus.Counter // returns, by what came of them
 	resumptionLost prometheus.Counter
 	kept           atomic.Pointer[func() float64] // nil: nothing keeps anything
@@ -114,7 +114,7 @@ func NewMetrics(known Known) *Metrics {
 		fromClient:   traffic{messages.WithLabelValues("from_client"), bytes.WithLabelValues("from_client")},
 		fromUpstream: traffic{messages.WithLabelValues("from_upstream"), bytes.WithLabelValues("from_upstream")},
 
-		away: prometheus.NewGauge(prometheus.GaugeOpts{
+		detached: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_sessions_detached", Help: "Sessions whose client is away and may come back.",
 		}),
 		resumptions: resolve(resumeResults, func(result string) prometheus.Counter { return resumed.WithLabelValues(result) }),
@@ -143,7 +143,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.away, resumed, m.resumptionLost, kept, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -194,8 +194,8 @@ var resumeResults = []string{Resumed, ResumeStale, ResumeUnknown, ResumeRefused}
 // Resumption counts a client that came back to a session; result is Resumed or another of its constants.
 func (m *Metrics) Resumption(result string) { childOf(m.resumptions, result).Inc() }
 
-// Away adds n to the sessions whose client is away.
-func (m *Metrics) Away(n int) { m.away.Add(float64(n)) }
+// Detached adds n to the sessions whose client is away.
+func (m *Metrics) Detached(n int) { m.detached.Add(float64(n)) }
 
 // ResumptionLost counts an open session that is not resumable any more.
 func (m *Metrics) ResumptionLost() { m.resumptionLost.Inc() }

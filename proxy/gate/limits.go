@@ -39,7 +39,7 @@ func (g *Gate) CheckRates(r *Request) *refusal.Refusal {
 // checkSessionCaps refuses early, before the verifier is asked, if no session slot is free.
 func (g *Gate) checkSessionCaps(u *upgrade) *refusal.Refusal {
 	scope := g.Limits.SessionsFull(u.Key)
-	if scope == ratelimit.CapAddress && g.Sessions.AnyAway(u.Key) {
+	if scope == ratelimit.CapAddress && g.Sessions.HasDetached(u.Key) {
 		return nil // which makes room once the client has been authenticated
 	}
 	return capRefusal(scope)
@@ -65,8 +65,8 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 		return no
 	}
 	slot, scope := g.Limits.AcquireSlot(u.Key, u.grant.Subject)
-	for scope == ratelimit.CapAddress && g.Sessions.EvictOfAddress(u.Key) ||
-		scope == ratelimit.CapSubject && g.Sessions.EvictOfSubject(u.grant.Subject) {
+	for scope == ratelimit.CapAddress && g.Sessions.EvictDetachedOfAddress(u.Key) ||
+		scope == ratelimit.CapSubject && g.Sessions.EvictDetachedOfSubject(u.grant.Subject) {
 		slot, scope = g.Limits.AcquireSlot(u.Key, u.grant.Subject)
 	}
 	u.slot = slot

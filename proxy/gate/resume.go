@@ -103,7 +103,7 @@ func (g *Gate) resume(u *upgrade) *refusal.Refusal {
 	back.Offers = func(protocol string) bool {
 		return protocol == resumeProtocol && u.resumption || slices.Contains(offered, protocol)
 	}
-	s, verdict := g.Sessions.Find(*back)
+	s, verdict := g.Sessions.FindReturn(*back)
 	switch verdict {
 	case relay.Stale:
 		g.Metrics.Resumption(admin.ResumeStale)

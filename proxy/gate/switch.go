@@ -89,7 +89,7 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		answer = g.switchingProtocols(u)
 	}
 	if u.resumption {
-		answer = append(answer, s.LibraryHello()...)
+		answer = append(answer, s.FirstMessage()...)
 	} else {
 		answer = append(answer, s.Hello(session.End(u.grant.Decision))...)
 	}

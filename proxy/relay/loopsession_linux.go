@@ -301,7 +301,7 @@ func (s *loopSession) dismissClient() {
 	file.Close()
 	switch {
 	case err != nil:
-	case len(s.pending[client]) > 0 || s.policy.resume.ungreeted: // maybe inside a frame
+	case len(s.pending[client]) > 0 || s.policy.resume.firstUnsent: // maybe inside a frame
 		conn.Close()
 	default:
 		go s.relay.dismissals.dismiss(conn, s.relay.closeTimeout)

@@ -13,52 +13,52 @@ import (
 // by which the client comes, and how long it may stay away. docs/resume.md has the protocol. While it lasts, both directions carry
 // whole messages, and neither peer has to wait for the other.
 type resumption struct {
-	owner     Owner
-	tokens    tokens
-	down      outbox
-	up        inbox
-	passing   *passing  // nil: nothing is under way
-	closings  *closings // nil: neither side has closed
-	away      moment    // since when no client is attached; 0: one is
-	heard     moment    // when something of a message last came from the client
-	owed      moment    // since when the client owes one; 0: it owes none
-	meter     moment    // of library messages beyond one for each of ours
-	credit    int32     // how many it may still send for those of ours
-	silences  uint8     // how often it was given up in a row without a counted message
-	state     resumeState
-	ungreeted bool // the connection that was last replaced had not had its first message, so that it cannot be told why it ends
+	owner       Owner
+	tokens      tokens
+	down        outbox
+	up          inbox
+	transient   *transient // nil: nothing is under way
+	closings    *closings  // nil: neither side has closed
+	detachedAt  moment     // since when no client is attached; 0: one is
+	heard       moment     // when something of a message last came from the client
+	owed        moment     // since when the client owes one; 0: it owes none
+	meter       moment     // of library messages beyond one for each of ours
+	credit      int32      // how many it may still send for those of ours
+	silences    uint8      // how often it was given up in a row without a counted message
+	state       resumeState
+	firstUnsent bool // the connection that was last replaced had not had its first message, so that it cannot be told why it ends
 }
 
-// passing is what a session has for moments only.
-type passing struct {
+// transient is what a session has for moments only.
+type transient struct {
 	own     []byte      // frames of ours for the client, before anything else
 	pong    [2][]byte   // the payload of a ping of that side's that is to be answered; nil: none
 	partial [2]*message // what each side has begun; nil: nothing
 }
 
-// nothing is what passes where nothing does; it is only read.
-var nothing passing
+// nothing is what a session has most of the time. It is only read.
+var nothing transient
 
-// seen returns what is under way, to be read.
-func (r *resumption) seen() *passing {
-	if r.passing == nil {
+// peek returns it to be read.
+func (r *resumption) peek() *transient {
+	if r.transient == nil {
 		return &nothing
 	}
-	return r.passing
+	return r.transient
 }
 
-// passes returns what is under way, to be added to.
-func (r *resumption) passes() *passing {
-	if r.passing == nil {
-		r.passing = new(passing)
+// ensure returns it to be written to.
+func (r *resumption) ensure() *transient {
+	if r.transient == nil {
+		r.transient = new(transient)
 	}
-	return r.passing
+	return r.transient
 }
 
-// passed lets go of it where it is empty.
-func (r *resumption) passed() {
-	if i := r.passing; i != nil && i.own == nil && i.pong[0] == nil && i.pong[1] == nil && i.partial == [2]*message{} {
-		r.passing = nil
+// tidy lets go of it where it is empty.
+func (r *resumption) tidy() {
+	if i := r.transient; i != nil && i.own == nil && i.pong[0] == nil && i.pong[1] == nil && i.partial == [2]*message{} {
+		r.transient = nil
 	}
 }
 
@@ -69,12 +69,12 @@ type closings struct {
 	upstream *Closing // the upstream's, or what its end amounts to; nil: it goes on
 }
 
-// leaving reports whether the client has closed; upstreamClosed whether the upstream has.
-func (r *resumption) leaving() bool        { return r.closings != nil && r.closings.client != nil }
+// clientClosed reports whether the client has closed; upstreamClosed whether the upstream has.
+func (r *resumption) clientClosed() bool   { return r.closings != nil && r.closings.client != nil }
 func (r *resumption) upstreamClosed() bool { return r.closings != nil && r.closings.upstream != nil }
 
-// keepClosing returns the Close frames to be added to.
-func (r *resumption) keepClosing() *closings {
+// ensureClosings returns the Close frames to be added to.
+func (r *resumption) ensureClosings() *closings {
 	if r.closings == nil {
 		r.closings = new(closings)
 	}
@@ -85,9 +85,9 @@ func (r *resumption) keepClosing() *closings {
 type resumeState uint8
 
 const (
-	resumable resumeState = iota
-	forgotten             // it ends, for its messages could not be kept
-	resumeEnd             // it is ending already
+	resumable   resumeState = iota
+	unresumable             // it ends, for its messages could not be kept
+	resumeEnded             // it is ending already
 )
 
 // Token is what a client shows to get its session back.
@@ -209,19 +209,19 @@ func (p *policy) startResumption(h *Resumable, now moment) {
 }
 
 // resumes reports whether the session is not ending and the loss of its client's connection is a matter of resumption.
-func (p *policy) resumes() bool { return p.resume != nil && p.resume.state != resumeEnd }
+func (p *policy) resumes() bool { return p.resume != nil && p.resume.state != resumeEnded }
 
 // detached reports whether the session waits for its client.
-func (p *policy) detached() bool { return p.resumes() && p.resume.away != 0 }
+func (p *policy) detached() bool { return p.resumes() && p.resume.detachedAt != 0 }
 
 // leaveClient has the client's connection closed, as it is, and what belongs to that connection alone forgotten.
 func (p *policy) leaveClient() {
 	r, c := p.resume, &p.peers[client]
 	p.forgetPartial(client)
 	r.owed = 0
-	if r.passing != nil {
-		r.passing.own, r.passing.pong[client] = nil, nil
-		r.passed()
+	if r.transient != nil {
+		r.transient.own, r.transient.pong[client] = nil, nil
+		r.tidy()
 	}
 	old := *c
 	*c = peer{}
@@ -234,20 +234,20 @@ func (p *policy) detach(now moment) {
 	r := p.resume
 	p.leaveClient()
 	switch {
-	case r.leaving(): // it said that it would go
-	case r.state == forgotten:
+	case r.clientClosed(): // it said that it would go
+	case r.state == unresumable:
 		p.setReason(ClientGone, frame.CodeAbnormal)
 		p.endResumption(now)
 		p.closeWith(upstream, peerLost[client], now)
 	default:
-		r.away = now
-		p.wakeBy(now + p.awayFor())
+		r.detachedAt = now
+		p.wakeBy(now + p.detachWindow())
 		r.owner.Detached()
 	}
 }
 
-// awayFor is how long the session waits for its client.
-func (p *policy) awayFor() moment {
+// detachWindow is how long the session waits for its client.
+func (p *policy) detachWindow() moment {
 	if p.resume.tokens.shownAt == 0 {
 		return min(p.resumeRules.window, unshownWindow)
 	}
@@ -256,7 +256,7 @@ func (p *policy) awayFor() moment {
 
 // judge says what a return is worth.
 func (p *policy) judge(back Return) Verdict {
-	if !p.resumes() || p.resume.state == forgotten || p.resume.leaving() {
+	if !p.resumes() || p.resume.state == unresumable || p.resume.clientClosed() {
 		return Unknown
 	}
 	r := p.resume
@@ -281,12 +281,12 @@ func (p *policy) attach(back Return, a Arrival, now moment) Verdict {
 	r.tokens.attempt = back.Attempt
 	r.tokens.issue(a.Secret)
 
-	r.ungreeted = r.seen().own != nil
+	r.firstUnsent = r.peek().own != nil
 	p.leaveClient()
 	c := &p.peers[client]
 	c.end.gone = false
 	c.reading.heard = now
-	r.away, r.heard, r.credit = 0, now, 1
+	r.detachedAt, r.heard, r.credit = 0, now, 1
 	p.forgetMessages(back.Count, now)
 	r.down.next = 0
 	r.up.unacked, r.up.unackedBytes, r.up.ackSince, r.up.lastAck = 0, 0, 0, now
@@ -295,7 +295,7 @@ func (p *policy) attach(back Return, a Arrival, now moment) Verdict {
 	if r.down.pushed != nil {
 		standing.Pushed = *r.down.pushed
 	}
-	r.passes().own = a.First(standing)
+	r.ensure().own = a.First(standing)
 	r.owner.Attached()
 	p.wakeBy(now)
 	p.advance(now)
@@ -308,7 +308,7 @@ func (p *policy) endResumption(now moment) {
 		return
 	}
 	r := p.resume
-	r.state = resumeEnd
+	r.state = resumeEnded
 	for _, k := range r.down.kept[r.down.next:] {
 		if k.push != nil {
 			r.owner.PushDropped(Ended)
@@ -318,18 +318,18 @@ func (p *policy) endResumption(now moment) {
 	p.forgetQueue()
 	p.forgetPartial(client)
 	p.forgetPartial(upstream)
-	r.passing = nil
+	r.transient = nil
 }
 
-// forget has a session end with its client's connection from now on. What was written is forgotten, and what was not is still sent.
-func (p *policy) forget(now moment) bool {
-	if !p.resumes() || p.resume.state == forgotten || p.detached() {
+// loseResumability has a session end with its client's connection from now on. What was written is unresumable, and what was not is still sent.
+func (p *policy) loseResumability(now moment) bool {
+	if !p.resumes() || p.resume.state == unresumable || p.detached() {
 		return false
 	}
 	r := p.resume
-	r.state = forgotten
+	r.state = unresumable
 	p.forgetMessages(r.down.base+uint64(r.down.next), now)
-	i := r.passes()
+	i := r.ensure()
 	i.own = append(i.own, libraryFrame(`{"resumable":false}`)...)
 	p.wakeBy(now)
 	return true
@@ -342,7 +342,7 @@ func (p *policy) keepClose(c Closing, now moment) {
 	if r.upstreamClosed() {
 		return
 	}
-	r.keepClosing().upstream = &c
+	r.ensureClosings().upstream = &c
 	p.forgetQueue() // nobody takes it any more
 	p.forgetPartial(upstream)
 	p.advance(now)
@@ -352,7 +352,7 @@ func (p *policy) keepClose(c Closing, now moment) {
 func (p *policy) clientCloses(c Closing, now moment) {
 	r := p.resume
 	p.setReason(ClientClose, c.Code) // unless the upstream has closed before
-	k := r.keepClosing()
+	k := r.ensureClosings()
 	k.client, k.by = &c, now+leaveTime
 	p.forgetMessages(r.down.end(), now) // a client that has closed reads no more
 	p.forgetPartial(upstream)
@@ -368,7 +368,7 @@ func (p *policy) advance(now moment) {
 	}
 	r := p.resume
 	switch {
-	case r.leaving():
+	case r.clientClosed():
 		if len(r.up.queue) > 0 && now < r.closings.by {
 			return
 		}
@@ -379,7 +379,7 @@ func (p *policy) advance(now moment) {
 		p.closeWith(client, c, now)
 		p.closeHandshakeDone(client, now) // it may have been an answer
 	case r.upstreamClosed():
-		if r.away == 0 && r.seen().own == nil && r.down.written() {
+		if r.detachedAt == 0 && r.peek().own == nil && r.down.written() {
 			p.closeWith(client, *r.closings.upstream, now)
 		}
 	default:
@@ -394,15 +394,15 @@ func (p *policy) followResumption(now moment) {
 	}
 	r := p.resume
 	switch {
-	case r.leaving():
+	case r.clientClosed():
 		p.wakeBy(r.closings.by)
 		p.advance(now)
-	case r.away != 0:
-		if now >= r.away+p.awayFor() {
+	case r.detachedAt != 0:
+		if now >= r.detachedAt+p.detachWindow() {
 			p.end(DetachedExpired, Closing{frame.CodeGoingAway, "the client did not come back"}, now)
 			return
 		}
-		p.wakeBy(r.away + p.awayFor())
+		p.wakeBy(r.detachedAt + p.detachWindow())
 	default:
 		next := r.up.lastAck + p.resumeRules.beat
 		if r.up.ackSince != 0 {

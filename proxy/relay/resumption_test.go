@@ -30,9 +30,9 @@ func (r *resumption) apart(old *rules) (*rules, *resumption) {
 	newRules.budget = &budget{limit: old.budget.limit}
 	copied.owner = &scriptOwner{}
 	copied.down.kept, copied.up.queue = slices.Clone(r.down.kept), slices.Clone(r.up.queue)
-	if r.passing != nil {
-		passing := *r.passing
-		copied.passing = &passing
+	if r.transient != nil {
+		held := *r.transient
+		copied.transient = &held
 	}
 	if r.closings != nil {
 		closings := *r.closings
@@ -361,13 +361,13 @@ func TestUpstreamCloseIsKept(t *testing.T) {
 	}
 }
 
-// Without resumability: what was written is forgotten, what was not is still sent, and the session ends with the connection.
+// Without resumability: what was written is unresumable, what was not is still sent, and the session ends with the connection.
 func TestForget(t *testing.T) {
 	s := newResumeScript(t, resumeConfig())
 	s.send(upstream, upstream.text("a"))
 	s.block(client)
 	s.send(upstream, upstream.text("b"), upstream.text("c"))
-	if !s.policy.forget(s.clock) {
+	if !s.policy.loseResumability(s.clock) {
 		t.Fatal("it was not resumable")
 	}
 	s.unblock(client)

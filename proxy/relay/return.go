@@ -56,8 +56,8 @@ type Standing struct {
 	Pushed     string // the id of the last push that the client has, as far as it is known here; empty: of none
 }
 
-// Judge says what a return is worth. It changes nothing.
-func (r *Relay) Judge(s Session, back Return) (v Verdict) {
+// CheckReturn says what a return is worth. It changes nothing.
+func (r *Relay) CheckReturn(s Session, back Return) (v Verdict) {
 	wait, _ := r.visit([]Session{s}, func(_ int, p *policy, _ moment) Reach {
 		v = p.judge(back)
 		return Reach{}
@@ -98,18 +98,18 @@ func (r *Relay) Evict(s Session) (evicted bool) {
 	return evicted
 }
 
-// Forget has a session end with the connection of its client from now on, and tells the client. It reports whether it was resumable.
-func (r *Relay) Forget(s Session) (was bool) {
+// LoseResumability has a session end with the connection of its client from now on, and tells the client. It reports whether it was resumable.
+func (r *Relay) LoseResumability(s Session) (was bool) {
 	wait, _ := r.visit([]Session{s}, func(_ int, p *policy, now moment) Reach {
-		was = p.forget(now)
+		was = p.loseResumability(now)
 		return Reach{}
 	})
 	wait()
 	return was
 }
 
-// Kept returns how many bytes each of those sessions keeps for its peers.
-func (r *Relay) Kept(of []Session) []int {
+// KeptBytes returns how many bytes each of those sessions keeps for its peers.
+func (r *Relay) KeptBytes(of []Session) []int {
 	kept := make([]int, len(of))
 	wait, _ := r.visit(of, func(i int, p *policy, _ moment) Reach {
 		if p.resumes() {

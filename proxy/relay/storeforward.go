@@ -62,7 +62,7 @@ func (i *inbox) accepted() uint64 { return i.forwarded + uint64(len(i.queue)) }
 func (p *policy) resumeFull(s side) bool {
 	r := p.resume
 	switch {
-	case !p.resumes() || r.leaving():
+	case !p.resumes() || r.clientClosed():
 		return false
 	case s == client:
 		return !r.upstreamClosed() && r.up.bytes >= p.resumeRules.buffer
@@ -142,7 +142,7 @@ func (p *policy) collectControl(s side, part frame.Part, wire []byte, now moment
 		if payload == nil {
 			payload = []byte{} // one to be answered
 		}
-		r.passes().pong[s] = payload
+		r.ensure().pong[s] = payload
 	}
 }
 
@@ -152,10 +152,10 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 	if s == client {
 		r.heard = now
 	}
-	m := r.seen().partial[s]
+	m := r.peek().partial[s]
 	if m == nil {
 		m = new(message)
-		r.passes().partial[s] = m
+		r.ensure().partial[s] = m
 	}
 	if part.Starts {
 		if part.Header.Opcode != frame.Continuation {
@@ -193,7 +193,7 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 			p.accept(m, now)
 		} else {
 			p.peers[upstream].reading.traffic.add(m)
-			if !r.leaving() {
+			if !r.clientClosed() {
 				p.keep(kept{wire: frame.AppendMessage(make([]byte, 0, len(m.payload)+frame.MaxHeader-4), m.op, m.payload)}, now)
 			}
 		}
@@ -303,10 +303,10 @@ func (p *policy) forgetQueue() {
 // forgetPartial forgets what a side has begun to send.
 func (p *policy) forgetPartial(s side) {
 	r := p.resume
-	if m := r.seen().partial[s]; m != nil {
+	if m := r.peek().partial[s]; m != nil {
 		p.grow(-len(m.payload))
-		r.passing.partial[s] = nil
-		r.passed()
+		r.transient.partial[s] = nil
+		r.tidy()
 	}
 }
 
@@ -319,19 +319,19 @@ func (p *policy) resumeDue(s side) bool {
 		return false
 	}
 	r := p.resume
-	if r.seen().pong[s] != nil {
+	if r.peek().pong[s] != nil {
 		return true
 	}
 	if s == upstream {
 		return len(r.up.queue) > 0
 	}
-	return r.away == 0 && (r.seen().own != nil || r.up.ackDue || !r.down.written() && !r.leaving())
+	return r.detachedAt == 0 && (r.peek().own != nil || r.up.ackDue || !r.down.written() && !r.clientClosed())
 }
 
 // resumeInsertion returns what is to be written to side s next. Nobody changes it.
 func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 	r := p.resume
-	switch i := r.seen(); {
+	switch i := r.peek(); {
 	case i.pong[s] != nil:
 		b = frame.AppendControl(nil, s.role(), frame.Pong, i.pong[s])
 		i.pong[s] = nil
@@ -353,7 +353,7 @@ func (p *policy) resumeInsertion(s side, now moment) (b []byte) {
 			b = append(bytes.Clone(b), libraryFrame(`{"push":`+strconv.Quote(k.push.id)+`}`)...)
 		}
 	}
-	r.passed()
+	r.tidy()
 	p.beginWrite(s, now)
 	if s == client && r.owed == 0 { // each is to be answered, by an acknowledgement at the latest
 		r.owed = now
@@ -388,7 +388,7 @@ func (p *policy) resumeWritten(s side, now moment) {
 	}
 	r := p.resume
 	if s == client {
-		if r.state == forgotten {
+		if r.state == unresumable {
 			p.forgetMessages(r.down.base+uint64(r.down.next), now)
 		}
 	} else if u := &r.up; u.writing {
@@ -439,7 +439,7 @@ func (p *policy) libraryMessage(text []byte, now moment) {
 		return
 	}
 	switch {
-	case r.state == forgotten, n <= r.down.base:
+	case r.state == unresumable, n <= r.down.base:
 	case n > r.down.base+uint64(r.down.next):
 		p.violated(client, errNeverSent, now)
 	default:
@@ -459,7 +459,7 @@ func (p *policy) pushResumable(m *Push, now moment) Reach {
 		p.pullMissed(now)
 		return Reach{Reached: 1}
 	case r.down.bytes >= p.resumeRules.buffer:
-		if r.away != 0 {
+		if r.detachedAt != 0 {
 			p.end(DetachedEvicted, Closing{frame.CodeGoingAway, "the client did not come back"}, now)
 		}
 		return Reach{Full: 1}
@@ -471,7 +471,7 @@ func (p *policy) pushResumable(m *Push, now moment) Reach {
 // pullMissed keeps the next of what the client has missed, when nothing else waits for it.
 func (p *policy) pullMissed(now moment) {
 	r := p.resume
-	if !r.down.missed || r.away != 0 || !r.down.written() || r.down.bytes >= p.resumeRules.buffer || p.reason != "" {
+	if !r.down.missed || r.detachedAt != 0 || !r.down.written() || r.down.bytes >= p.resumeRules.buffer || p.reason != "" {
 		return
 	}
 	if m := r.owner.NextPush(); m != nil {

@@ -243,7 +243,7 @@ func (s *stream) replaceClient(conn net.Conn, early []byte) {
 	switch {
 	case s.closed[client]:
 		s.open++
-	case s.writing[client] || s.policy.resume.ungreeted: // maybe inside a frame
+	case s.writing[client] || s.policy.resume.firstUnsent: // maybe inside a frame
 		go old.Close()
 	default:
 		go s.relay.dismissals.dismiss(old, s.relay.closeTimeout)

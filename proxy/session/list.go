@@ -61,7 +61,7 @@ func (m *Manager) status(s *Session) Status {
 		st.Expires = Timestamp(m.leases.End(&c.lease))
 	}
 	if s.resume != nil {
-		st.Detached = Timestamp(m.returns.awaySince(s))
+		st.Detached = Timestamp(m.resumables.detachedSince(s))
 	}
 	return st
 }

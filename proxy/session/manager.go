@@ -57,20 +57,20 @@ type Verifier interface {
 
 // Manager keeps the live sessions. It is safe for concurrent use.
 type Manager struct {
-	rules     rules
-	instance  string // this process, among others
-	relay     *relay.Relay
-	leases    *lease.Keeper
-	registry  *registry // nil: sessions are not found
-	keptOut   keptOut
-	publisher sync.Mutex // while one push is queued everywhere, no other begins
-	history   *history   // nil: pushes are not kept
-	events    *events
-	returns   *returns // nil: no session is resumable
-	verifier  Verifier
-	log       *slog.Logger
-	metrics   *admin.Metrics
-	warn      struct {
+	rules      rules
+	instance   string // this process, among others
+	relay      *relay.Relay
+	leases     *lease.Keeper
+	registry   *registry // nil: sessions are not found
+	keptOut    keptOut
+	publisher  sync.Mutex // while one push is queued everywhere, no other begins
+	history    *history   // nil: pushes are not kept
+	events     *events
+	resumables *resumables // nil: no session is resumable
+	verifier   Verifier
+	log        *slog.Logger
+	metrics    *admin.Metrics
+	warn       struct {
 		outage    rate.Sometimes // sessions cannot be verified again
 		forgotten rate.Sometimes // some are not resumable any more
 		groups    rate.Sometimes // those that a recheck gave cannot be used
@@ -93,16 +93,16 @@ func New(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		rules:    rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups, c.Limits},
-		instance: instanceName(),
-		relay:    c.Relay,
-		leases:   lease.New(c.Lease),
-		history:  newHistory(c.History),
-		events:   newEvents(),
-		returns:  newReturns(c.Relay),
-		verifier: c.Verifier,
-		log:      cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		metrics:  c.Metrics,
+		rules:      rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups, c.Limits},
+		instance:   instanceName(),
+		relay:      c.Relay,
+		leases:     lease.New(c.Lease),
+		history:    newHistory(c.History),
+		events:     newEvents(),
+		resumables: newResumables(c.Relay),
+		verifier:   c.Verifier,
+		log:        cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		metrics:    c.Metrics,
 	}
 	m.warn.outage.Interval, m.warn.groups.Interval, m.warn.forgotten.Interval = time.Minute, time.Minute, time.Minute
 	if c.Renewal || c.Listed {
@@ -140,7 +140,7 @@ func (m *Manager) Open(o Opening) (*Session, error) {
 	d := o.Grant.Decision
 	recheck := m.rules.recheck && !d.Final
 	leased := !terms(d).End().IsZero() || recheck || m.Renewable(d)
-	resumable := o.Resumption != nil && m.returns != nil
+	resumable := o.Resumption != nil && m.resumables != nil
 	if !leased && m.registry == nil && !resumable {
 		return s, nil
 	}
@@ -158,7 +158,7 @@ func (m *Manager) Open(o Opening) (*Session, error) {
 		m.leases.Hold(&c.lease, (*holder)(s), terms(d))
 	}
 	if resumable {
-		m.returns.add(s, o.Resumption)
+		m.resumables.add(s, o.Resumption)
 	}
 	return s, nil
 }
@@ -232,7 +232,7 @@ func (m *Manager) Held() (leases, found int) {
 func (m *Manager) Close(ctx context.Context) {
 	m.relay.Cut()
 	m.relay.Wait(ctx)
-	m.returns.close()
+	m.resumables.close()
 	m.leases.Close()
 	m.events.close()
 }

@@ -22,13 +22,13 @@ import (
 
 // resumable is what a session has more whose client may come back.
 type resumable struct {
-	handle  handle
-	binding Binding
-	answer  string                 // the subprotocol that its client was answered with
-	secret  *[16]byte              // of its first token, until the relay has that; nil from then on
-	client  atomic.Pointer[string] // the address from which it has come back; nil: that of the beginning
-	push    *string                // the id of the newest push when it was opened; nil: there is no history
-	away    *away                  // nil: a client is attached; guarded by returns.mu
+	handle   handle
+	binding  Binding
+	answer   string                 // the subprotocol that its client was answered with
+	secret   *[16]byte              // of its first token, until the relay has that; nil from then on
+	client   atomic.Pointer[string] // the address from which it has come back; nil: that of the beginning
+	push     *string                // the id of the newest push when it was opened; nil: there is no history
+	detached *detachment            // nil: a client is attached; guarded by resumables.mu
 }
 
 // handle finds the session of a token. Each token of a session has it, so it is worth nothing without a token's secret.
@@ -73,8 +73,8 @@ func newSecret() (secret [16]byte) {
 	return secret
 }
 
-// returns finds the sessions whose clients may come back.
-type returns struct {
+// resumables finds the sessions whose clients may come back.
+type resumables struct {
 	mu        sync.Mutex // guards what follows, and which sessions are away
 	byHandle  map[handle]*Session
 	all       ring // of those that are away, the longest first
@@ -88,26 +88,26 @@ type returns struct {
 	closed sync.Once
 }
 
-// away is the place of a session whose client is, among the others.
-type away struct {
+// detachment is the place of a session whose client is, among the others.
+type detachment struct {
 	since                       time.Time
 	address                     netip.Prefix // of its slot
 	inAll, inSubject, inAddress link
 }
 
-func awayAll(s *Session) *link     { return &s.resume.away.inAll }
-func awaySubject(s *Session) *link { return &s.resume.away.inSubject }
-func awayAddress(s *Session) *link { return &s.resume.away.inAddress }
+func detachedAll(s *Session) *link       { return &s.resume.detached.inAll }
+func detachedOfSubject(s *Session) *link { return &s.resume.detached.inSubject }
+func detachedOfAddress(s *Session) *link { return &s.resume.detached.inAddress }
 
-// newReturns returns nil where no session is resumable. Without a relay there is none.
-func newReturns(r *relay.Relay) *returns {
+// newResumables returns nil where no session is resumable. Without a relay there is none.
+func newResumables(r *relay.Relay) *resumables {
 	if r == nil {
 		return nil
 	}
 	if window, _, _ := r.Resumption(); window == 0 {
 		return nil
 	}
-	back := &returns{
+	back := &resumables{
 		byHandle:  make(map[handle]*Session),
 		bySubject: make(map[string]ring),
 		byAddress: make(map[netip.Prefix]ring),
@@ -119,14 +119,14 @@ func newReturns(r *relay.Relay) *returns {
 }
 
 // close has nothing evicted any more.
-func (r *returns) close() {
+func (r *resumables) close() {
 	if r != nil {
 		r.closed.Do(func() { close(r.stop) })
 	}
 }
 
 // add makes a session one whose client may come back.
-func (r *returns) add(s *Session, o *Resumption) {
+func (r *resumables) add(s *Session, o *Resumption) {
 	r.watch.Do(func() {
 		r.relay.OnFull(func() {
 			select {
@@ -138,7 +138,7 @@ func (r *returns) add(s *Session, o *Resumption) {
 	})
 	secret := newSecret()
 	s.resume = &resumable{binding: o.Binding, answer: o.Answer, secret: &secret}
-	if push := s.libraryHello().Push; push != "" {
+	if push := s.firstMessage().Push; push != "" {
 		s.resume.push = &push
 	}
 	rand.Read(s.resume.handle[:])
@@ -148,7 +148,7 @@ func (r *returns) add(s *Session, o *Resumption) {
 }
 
 // remove has nobody come back to a session. A second call changes nothing.
-func (r *returns) remove(s *Session) {
+func (r *resumables) remove(s *Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.byHandle, s.resume.handle)
@@ -156,41 +156,41 @@ func (r *returns) remove(s *Session) {
 }
 
 // detach notes that the client of a session is away. The caller holds mu.
-func (r *returns) detach(s *Session) {
-	if r.byHandle[s.resume.handle] != s || s.resume.away != nil {
+func (r *resumables) detach(s *Session) {
+	if r.byHandle[s.resume.handle] != s || s.resume.detached != nil {
 		return
 	}
-	s.resume.away = &away{since: time.Now(), address: s.slot.Address()}
-	s.manager.metrics.Away(1)
-	r.all = r.all.push(s, awayAll)
-	r.bySubject[s.Subject] = r.bySubject[s.Subject].push(s, awaySubject)
-	r.byAddress[s.resume.away.address] = r.byAddress[s.resume.away.address].push(s, awayAddress)
+	s.resume.detached = &detachment{since: time.Now(), address: s.slot.Address()}
+	s.manager.metrics.Detached(1)
+	r.all = r.all.push(s, detachedAll)
+	r.bySubject[s.Subject] = r.bySubject[s.Subject].push(s, detachedOfSubject)
+	r.byAddress[s.resume.detached.address] = r.byAddress[s.resume.detached.address].push(s, detachedOfAddress)
 }
 
 // attach notes that it is not any more. The caller holds mu.
-func (r *returns) attach(s *Session) {
-	if s.resume.away == nil {
+func (r *resumables) attach(s *Session) {
+	if s.resume.detached == nil {
 		return
 	}
-	r.all = r.all.remove(s, awayAll)
-	replace(r.bySubject, s.Subject, r.bySubject[s.Subject].remove(s, awaySubject))
-	replace(r.byAddress, s.resume.away.address, r.byAddress[s.resume.away.address].remove(s, awayAddress))
-	s.resume.away = nil
-	s.manager.metrics.Away(-1)
+	r.all = r.all.remove(s, detachedAll)
+	replace(r.bySubject, s.Subject, r.bySubject[s.Subject].remove(s, detachedOfSubject))
+	replace(r.byAddress, s.resume.detached.address, r.byAddress[s.resume.detached.address].remove(s, detachedOfAddress))
+	s.resume.detached = nil
+	s.manager.metrics.Detached(-1)
 }
 
-// awaySince is since when the client of a session is away; zero: it is not.
-func (r *returns) awaySince(s *Session) time.Time {
+// detachedSince is since when the client of a session is away; zero: it is not.
+func (r *resumables) detachedSince(s *Session) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s.resume.away == nil {
+	if s.resume.detached == nil {
 		return time.Time{}
 	}
-	return s.resume.away.since
+	return s.resume.detached.since
 }
 
 // longest returns the session of a ring whose client has been away for longest; nil: there is none.
-func (r *returns) longest(in func() ring) *Session {
+func (r *resumables) longest(in func() ring) *Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return in().first
@@ -198,7 +198,7 @@ func (r *returns) longest(in func() ring) *Session {
 
 // evict frees memory while sessions keep more than they may: first those end whose clients have been away for longest, then those
 // that keep most are not resumable any more.
-func (r *returns) evict() {
+func (r *resumables) evict() {
 	for {
 		select {
 		case <-r.full:
@@ -211,34 +211,34 @@ func (r *returns) evict() {
 				r.forgetLargest()
 				break
 			}
-			s.evictAway()
+			s.evictDetached()
 		}
 	}
 }
 
 // over reports whether sessions keep more than they may.
-func (r *returns) over() bool {
+func (r *resumables) over() bool {
 	bytes, limit := r.relay.KeptTotal()
 	return bytes > limit
 }
 
-// evictAway ends a session whose client is away, and reports whether it did. Its slot is free then, even if its upstream takes its
+// evictDetached ends a session whose client is away, and reports whether it did. Its slot is free then, even if its upstream takes its
 // time to close.
-func (s *Session) evictAway() bool {
+func (s *Session) evictDetached() bool {
 	m := s.manager
 	if live := s.control.relayed(); live != nil && m.relay.Evict(live) {
-		m.returns.remove(s)
+		m.resumables.remove(s)
 		s.slot.Release()
 		return true
 	}
-	m.returns.mu.Lock()
-	defer m.returns.mu.Unlock()
-	m.returns.attach(s) // it has come back, or is ending by itself
+	m.resumables.mu.Lock()
+	defer m.resumables.mu.Unlock()
+	m.resumables.attach(s) // it has come back, or is ending by itself
 	return false
 }
 
 // forgetLargest has sessions lose their resumability until there is room, those that keep most first.
-func (r *returns) forgetLargest() {
+func (r *resumables) forgetLargest() {
 	type candidate struct {
 		session *Session
 		live    relay.Session
@@ -253,7 +253,7 @@ func (r *returns) forgetLargest() {
 		}
 	}
 	r.mu.Unlock()
-	for i, n := range r.relay.Kept(live) {
+	for i, n := range r.relay.KeptBytes(live) {
 		all[i].kept = n
 	}
 	slices.SortFunc(all, func(a, b candidate) int { return cmp.Compare(b.kept, a.kept) })
@@ -261,7 +261,7 @@ func (r *returns) forgetLargest() {
 		if c.kept == 0 || !r.over() {
 			return
 		}
-		r.relay.Forget(c.live)
+		r.relay.LoseResumability(c.live)
 		r.remove(c.session)
 		c.session.manager.forgotten(c.session)
 	}
@@ -282,27 +282,27 @@ func (c *control) relayed() relay.Session {
 	return c.live
 }
 
-// AnyAway reports whether the client of any session of that address is away.
-func (m *Manager) AnyAway(address netip.Prefix) bool {
-	return m.returns != nil && m.returns.longest(func() ring { return m.returns.byAddress[address] }) != nil
+// HasDetached reports whether the client of any session of that address is away.
+func (m *Manager) HasDetached(address netip.Prefix) bool {
+	return m.resumables != nil && m.resumables.longest(func() ring { return m.resumables.byAddress[address] }) != nil
 }
 
-// EvictOfAddress ends the session of that address whose client has been away for longest. It reports false where there is none.
-func (m *Manager) EvictOfAddress(address netip.Prefix) bool {
-	return m.evictFirst(func() ring { return m.returns.byAddress[address] })
+// EvictDetachedOfAddress ends the session of that address whose client has been away for longest. It reports false where there is none.
+func (m *Manager) EvictDetachedOfAddress(address netip.Prefix) bool {
+	return m.evictFirst(func() ring { return m.resumables.byAddress[address] })
 }
 
-// EvictOfSubject does the same for a subject.
-func (m *Manager) EvictOfSubject(subject string) bool {
-	return m.evictFirst(func() ring { return m.returns.bySubject[subject] })
+// EvictDetachedOfSubject does the same for a subject.
+func (m *Manager) EvictDetachedOfSubject(subject string) bool {
+	return m.evictFirst(func() ring { return m.resumables.bySubject[subject] })
 }
 
 func (m *Manager) evictFirst(in func() ring) bool {
-	if m.returns == nil {
+	if m.resumables == nil {
 		return false
 	}
-	for s := m.returns.longest(in); s != nil; s = m.returns.longest(in) {
-		if s.evictAway() {
+	for s := m.resumables.longest(in); s != nil; s = m.resumables.longest(in) {
+		if s.evictDetached() {
 			return true
 		}
 	}
@@ -310,7 +310,7 @@ func (m *Manager) evictFirst(in func() ring) bool {
 }
 
 // Resumes reports whether sessions are resumable.
-func (m *Manager) Resumes() bool { return m.returns != nil }
+func (m *Manager) Resumes() bool { return m.resumables != nil }
 
 // Resumption is what a session begins with whose client may come back.
 type Resumption struct {
@@ -326,16 +326,16 @@ type Return struct {
 	Offers         func(protocol string) bool // whether the client offers that subprotocol
 }
 
-// Find returns the session to which a client comes back, and what is known of the return before it is tried. The session is nil
+// FindReturn returns the session to which a client comes back, and what is known of the return before it is tried. The session is nil
 // unless the return is accepted.
-func (m *Manager) Find(r Return) (*Session, relay.Verdict) {
+func (m *Manager) FindReturn(r Return) (*Session, relay.Verdict) {
 	h, token, ok := parseToken(r.Token)
-	if m.returns == nil || !ok {
+	if m.resumables == nil || !ok {
 		return nil, relay.Unknown
 	}
-	m.returns.mu.Lock()
-	s := m.returns.byHandle[h]
-	m.returns.mu.Unlock()
+	m.resumables.mu.Lock()
+	s := m.resumables.byHandle[h]
+	m.resumables.mu.Unlock()
 	if s == nil || s.resume.binding != r.Binding || !r.Offers(s.resume.answer) {
 		return nil, relay.Unknown
 	}
@@ -343,7 +343,7 @@ func (m *Manager) Find(r Return) (*Session, relay.Verdict) {
 	if live == nil {
 		return nil, relay.Stale // its first message is only just on its way
 	}
-	verdict := m.relay.Judge(live, relay.Return{Token: token, Count: r.Count, Attempt: r.Attempt})
+	verdict := m.relay.CheckReturn(live, relay.Return{Token: token, Count: r.Count, Attempt: r.Attempt})
 	if verdict != relay.Accepted {
 		s = nil
 	}
@@ -366,7 +366,7 @@ type Back struct {
 // Resume gives the session the connection of its client, if the return still holds. Else it stays the caller's.
 func (s *Session) Resume(r Return, b Back) (relay.Verdict, error) {
 	_, token, _ := parseToken(r.Token)
-	hello := s.libraryHello()
+	hello := s.firstMessage()
 	hello.Resumed = true
 	b.Secret = newSecret()
 	b.First = func(st relay.Standing) []byte {
@@ -394,23 +394,23 @@ func (s *Session) Address() string {
 // Detached implements [relay.Owner].
 func (r *recipient) Detached() {
 	s := (*Session)(r)
-	s.manager.returns.mu.Lock()
-	s.manager.returns.detach(s)
-	s.manager.returns.mu.Unlock()
+	s.manager.resumables.mu.Lock()
+	s.manager.resumables.detach(s)
+	s.manager.resumables.mu.Unlock()
 	s.manager.log.LogAttrs(context.Background(), slog.LevelDebug, "session detached", s.attrs()...)
 }
 
 // Attached implements [relay.Owner].
 func (r *recipient) Attached() {
 	s := (*Session)(r)
-	s.manager.returns.mu.Lock()
-	s.manager.returns.attach(s)
-	s.manager.returns.mu.Unlock()
+	s.manager.resumables.mu.Lock()
+	s.manager.resumables.attach(s)
+	s.manager.resumables.mu.Unlock()
 	s.manager.log.LogAttrs(context.Background(), slog.LevelDebug, "session resumed", s.attrs()...)
 }
 
-// libraryHello is the first message to a client that offers resumption: all that the gate knows of the session.
-type libraryHello struct {
+// firstMessage is the first message to a client that offers resumption: all that the gate knows of the session.
+type firstMessage struct {
 	Session   string    `json:"session"`
 	Resume    string    `json:"resume,omitempty"` // the token
 	Resumed   bool      `json:"resumed"`
@@ -431,15 +431,15 @@ type Limits struct {
 	Bytes    float64 `json:"bytes,omitempty"` // a second
 }
 
-func (h *libraryHello) frame() []byte {
+func (h *firstMessage) frame() []byte {
 	text, _ := json.Marshal(h) // strings, numbers and a time
 	return relay.LibraryMessage(text)
 }
 
-// libraryHello returns what the first message says of the session as it is now.
-func (s *Session) libraryHello() *libraryHello {
+// firstMessage returns what the first message says of the session as it is now.
+func (s *Session) firstMessage() *firstMessage {
 	m := s.manager
-	h := &libraryHello{Session: s.ID, Limits: m.rules.limits}
+	h := &firstMessage{Session: s.ID, Limits: m.rules.limits}
 	if s.control != nil && s.control.credential != nil {
 		h.Expires = Timestamp(m.leases.End(&s.control.credential.lease))
 	}
@@ -459,9 +459,9 @@ func (s *Session) libraryHello() *libraryHello {
 
 func seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
 
-// LibraryHello is the first message, as a frame, of a session whose client offers resumption.
-func (s *Session) LibraryHello() []byte {
-	h := s.libraryHello()
+// FirstMessage is the first message, as a frame, of a session whose client offers resumption.
+func (s *Session) FirstMessage() []byte {
+	h := s.firstMessage()
 	if s.resume != nil {
 		h.Resume = tokenText(s.resume.handle, relay.Token{Generation: 1, Secret: *s.resume.secret})
 	}

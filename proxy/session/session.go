@@ -151,7 +151,7 @@ func (s *Session) Release() {
 		s.manager.registry.remove(s)
 	}
 	if s.resume != nil {
-		s.manager.returns.remove(s)
+		s.manager.resumables.remove(s)
 	}
 	if c := s.control.credential; c != nil {
 		s.manager.leases.Release(&c.lease)
