@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -73,6 +74,53 @@ func BenchmarkEcho(b *testing.B) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// BenchmarkEchoResumable is BenchmarkEcho of 64 bytes in a session that may be resumed, with the client's acknowledgements: each
+// message is stored, framed anew, and kept until the other side has it.
+func BenchmarkEchoResumable(b *testing.B) {
+	for _, e := range engines {
+		if e.terminates() {
+			continue
+		}
+		b.Run(e.name, func(b *testing.B) {
+			c := e.config()
+			c.Resume, c.MessageMaxBytes, c.ResumeBuffer, c.ResumeTotal = time.Hour, 1<<10, 256<<10, 1<<30
+			s := newRig(b, e, c).openWith(Handover{Resume: &Resumable{Owner: &scriptOwner{}}})
+			h := frame.Header{Fin: true, Opcode: frame.Binary}
+			there := appendBulk(nil, frame.Client, h, pattern(0, 64))
+			back := appendBulk(nil, frame.Server, h, pattern(0, 64))
+			s.client.forEver()
+			s.upstream.forEver()
+			go func() {
+				for s.upstream.skipMessage() == nil {
+					if _, err := s.upstream.conn.Write(back); err != nil {
+						return
+					}
+				}
+			}()
+			b.ReportAllocs()
+			for n := 1; b.Loop(); n++ {
+				if _, err := s.client.conn.Write(there); err != nil {
+					b.Fatal(err)
+				}
+				for {
+					f, err := s.client.read()
+					if err != nil {
+						b.Fatal(err)
+					}
+					if f.Opcode == frame.Binary {
+						break
+					}
+				}
+				if n%ackMessages == 0 {
+					if _, err := s.client.conn.Write(library(fmt.Sprintf(`{"ack":%d}`, n))); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
 		})
 	}
 }

@@ -146,13 +146,20 @@ func (p *policy) collectControl(s side, part frame.Part, wire []byte, now moment
 	}
 }
 
-// collectData looks at a part of a data frame.
+// collectData looks at a part of a data frame. Most are whole messages, and those are not copied here.
 func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment) {
 	r := p.resume
 	if s == client {
 		r.heard = now
 	}
 	m := r.peek().partial[s]
+	if m == nil && part.Message {
+		if s == client {
+			frame.Mask(part.Header.Key, 0, payload)
+		}
+		p.collectMessage(s, part.Header.Opcode, payload, now)
+		return
+	}
 	if m == nil {
 		m = new(message)
 		r.ensure().partial[s] = m
@@ -172,54 +179,69 @@ func (p *policy) collectData(s side, part frame.Part, payload []byte, now moment
 	}
 	m.at += int64(len(payload))
 	p.grow(len(payload))
-	library := m.op == frame.Text && Reserved(m.payload)
-	switch {
+	switch library := m.op == frame.Text && Reserved(m.payload); {
+	case part.Message:
+		p.forgetPartial(s)
+		p.collectMessage(s, m.op, m.payload, now)
 	case library && s == upstream:
-		p.setReason(UpstreamFraming, frame.CodeProtocol)
-		p.endResumption(now)
-		p.closeWith(upstream, Closing{frame.CodeProtocol, "a message must not begin as the gate's own do"}, now)
-		p.closeWith(client, Closing{frame.CodeInternal, "the upstream sent a message that begins as the gate's own do"}, now)
+		p.reservedFromUpstream(now)
 	case library && len(m.payload) > libraryMax:
 		p.violated(client, errLibrary, now)
-	case library && part.Message:
-		text := m.payload[len(libraryPrefix):]
-		p.forgetPartial(client)
-		p.libraryMessage(text, now)
-	case library:
-	case part.Message:
-		p.noteActivity(part, now)
-		p.forgetPartial(s)
-		if s == client {
-			p.accept(m, now)
-		} else {
-			p.peers[upstream].reading.traffic.add(m)
-			if !r.clientClosed() {
-				p.keep(kept{wire: frame.AppendMessage(make([]byte, 0, len(m.payload)+frame.MaxHeader-4), m.op, m.payload)}, now)
-			}
-		}
-	default:
+	case !library:
 		p.noteActivity(part, now)
 	}
 }
 
-func (t *Traffic) add(m *message) {
+// collectMessage takes a whole message, which it copies if it keeps it.
+func (p *policy) collectMessage(s side, op frame.Opcode, payload []byte, now moment) {
+	library := op == frame.Text && Reserved(payload)
+	switch {
+	case library && s == upstream:
+		p.reservedFromUpstream(now)
+	case library && len(payload) > libraryMax:
+		p.violated(client, errLibrary, now)
+	case library:
+		p.libraryMessage(payload[len(libraryPrefix):], now)
+	default:
+		p.active, p.payload = now, 0
+		if s == client {
+			p.accept(op, payload, now)
+			return
+		}
+		p.peers[upstream].reading.traffic.add(payload)
+		if !p.resume.clientClosed() {
+			wire := make([]byte, 0, len(payload)+frame.MaxHeader-4)
+			p.keep(kept{wire: frame.AppendMessage(wire, op, payload)}, now)
+		}
+	}
+}
+
+// reservedFromUpstream ends a session whose upstream sends what only the gate may.
+func (p *policy) reservedFromUpstream(now moment) {
+	p.setReason(UpstreamFraming, frame.CodeProtocol)
+	p.endResumption(now)
+	p.closeWith(upstream, Closing{frame.CodeProtocol, "a message must not begin as the gate's own do"}, now)
+	p.closeWith(client, Closing{frame.CodeInternal, "the upstream sent a message that begins as the gate's own do"}, now)
+}
+
+func (t *Traffic) add(message []byte) {
 	t.Messages++
-	t.Bytes += int64(len(m.payload))
+	t.Bytes += int64(len(message))
 }
 
 // accept takes a whole message of the client's for the upstream.
-func (p *policy) accept(m *message, now moment) {
+func (p *policy) accept(op frame.Opcode, payload []byte, now moment) {
 	r := p.resume
 	r.tokens.show()
 	r.owed, r.silences = 0, 0
 	if r.upstreamClosed() {
 		return // the upstream has gone: neither counted nor acknowledged
 	}
-	if !p.charge(len(m.payload), now) {
+	if !p.charge(len(payload), now) {
 		return
 	}
-	p.peers[client].reading.traffic.add(m)
-	wire := frame.AppendMasked(make([]byte, 0, len(m.payload)+frame.MaxHeader), m.op, m.payload)
+	p.peers[client].reading.traffic.add(payload)
+	wire := frame.AppendMasked(make([]byte, 0, len(payload)+frame.MaxHeader), op, payload)
 	r.up.queue = append(r.up.queue, wire)
 	r.up.bytes += len(wire) + messageCost
 	p.grow(len(wire) + messageCost)

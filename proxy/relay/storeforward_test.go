@@ -158,7 +158,7 @@ func TestLibraryMessages(t *testing.T) {
 	})
 	t.Run("from the upstream", func(t *testing.T) {
 		s := newResumeScript(t, resumeConfig())
-		s.send(upstream, upstream.text(libraryPrefix+`{"ack":1}`))
+		s.send(upstream, upstream.frame(frame.Header{Opcode: frame.Text}, libraryPrefix+`{"ack":1}`)) // and that is not all of it
 		s.want(upstream, "close 1002 a message must not begin as the gate's own do")
 		s.want(client, "close 1011 the upstream sent a message that begins as the gate's own do")
 	})
