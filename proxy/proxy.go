@@ -18,6 +18,7 @@ import (
 	"portcullis/proxy/api"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/front"
 	"portcullis/proxy/gate"
 	"portcullis/proxy/lease"
@@ -38,6 +39,7 @@ type Config struct {
 	ClientIP clientip.Config
 	Origin   origin.Config
 	Limits   ratelimit.Config
+	Fleet    fleet.Config
 	Auth     auth.Config `guard:"true"`
 	Upstream upstream.Config
 	Relay    relay.Config
@@ -70,6 +72,7 @@ type Proxy struct {
 	sessions *session.Manager
 	auth     *auth.Auth
 	report   *refusal.Reporter
+	fleet    *fleet.Fleet // nil: this instance is alone
 
 	drainDelay, drainTimeout time.Duration
 	base                     context.Context // of every request; ended by Cut
@@ -126,6 +129,11 @@ func New(c Config) (*Proxy, error) {
 	note()
 	parts.Limits, err = ratelimit.New(c.Limits)
 	note()
+	c.Fleet.Instance = c.Fleet.InstanceName()
+	c.Fleet.Limits, c.Fleet.Logger, c.Fleet.Metrics = c.Limits, log, metrics
+	p.fleet, err = fleet.New(c.Fleet)
+	note()
+	parts.Fleet, c.Session.Instance = p.fleet, c.Fleet.Instance
 	p.auth, err = auth.New(c.Auth)
 	note()
 	parts.Upstream, err = upstream.New(c.Upstream)
@@ -149,6 +157,7 @@ func New(c Config) (*Proxy, error) {
 		if p.auth != nil {
 			p.auth.Close() // it may be fetching keys
 		}
+		p.fleet.Close()
 		return nil, err
 	}
 	metrics.WatchKept(func() float64 {
@@ -296,6 +305,7 @@ func (p *Proxy) Cut() {
 	p.gate.Close()
 	p.report.Flush()
 	p.auth.Close()
+	p.fleet.Close()
 }
 
 // close has no further request accepted.

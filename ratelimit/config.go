@@ -62,7 +62,7 @@ type PerSession struct {
 func (c Config) PerSession() (s PerSession) {
 	if c.Messages.N > 0 {
 		s.Messages = float64(c.Messages.limit())
-		s.Burst = c.Messages.burst(c.MessagesBurst)
+		s.Burst = c.Messages.Burst(c.MessagesBurst)
 	}
 	if c.MessageBytes.N > 0 {
 		s.Bytes = float64(c.MessageBytes.limit())
@@ -127,7 +127,7 @@ func (c Config) Unreachable() (names []string) {
 		{"RATE_UPGRADES_PER_IP", c.UpgradesPerIP, c.UpgradesPerIPBurst},
 		{"RATE_UPGRADES_PER_SUBJECT", c.UpgradesPerSubject, c.UpgradesPerSubjectBurst},
 	} {
-		if c.Upgrades.N > 0 && l.rate.N > 0 && l.rate.limit() > c.Upgrades.limit() && l.rate.burst(l.burst) >= c.Upgrades.burst(c.UpgradesBurst) {
+		if c.Upgrades.N > 0 && l.rate.N > 0 && l.rate.limit() > c.Upgrades.limit() && l.rate.Burst(l.burst) >= c.Upgrades.Burst(c.UpgradesBurst) {
 			names = append(names, l.name)
 		}
 	}

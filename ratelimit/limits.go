@@ -79,17 +79,17 @@ func New(c Config) (*Limits, error) {
 		returns:  newBuckets[netip.Prefix](returnsPerSecond, returnsPerSecond, tableSize),
 	}
 	if r := c.UpgradesPerIP; r.N > 0 {
-		l.addresses = newBuckets[netip.Prefix](r.limit(), r.burst(c.UpgradesPerIPBurst), tableSize)
+		l.addresses = newBuckets[netip.Prefix](r.limit(), r.Burst(c.UpgradesPerIPBurst), tableSize)
 		l.policy = fmt.Sprintf(`"upgrades";q=%d;w=%d`, r.N, r.Per/time.Second)
 	}
 	if r := c.UpgradesPerSubject; r.N > 0 {
-		l.subjects = newBuckets[subjectKey](r.limit(), r.burst(c.UpgradesPerSubjectBurst), tableSize)
+		l.subjects = newBuckets[subjectKey](r.limit(), r.Burst(c.UpgradesPerSubjectBurst), tableSize)
 	}
 	if r := c.Upgrades; r.N > 0 {
-		l.global = rate.NewLimiter(r.limit(), r.burst(c.UpgradesBurst))
+		l.global = rate.NewLimiter(r.limit(), r.Burst(c.UpgradesBurst))
 	}
 	if r := c.AuthFailuresPerIP; r.N > 0 {
-		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.burst(c.AuthFailuresPerIPBurst), tableSize))
+		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.Burst(c.AuthFailuresPerIPBurst), tableSize))
 	}
 	return l, nil
 }

@@ -83,8 +83,8 @@ func (r Rate) limit() rate.Limit {
 	return rate.Limit(float64(r.N) / r.Per.Seconds())
 }
 
-// burst is the size of r's bucket where the operator has set it to n.
-func (r Rate) burst(n int) int {
+// Burst is the size of r's bucket where the operator has set it to n.
+func (r Rate) Burst(n int) int {
 	if n == 0 {
 		return r.N
 	}

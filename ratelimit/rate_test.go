@@ -78,7 +78,7 @@ func FuzzRate(f *testing.F) {
 		if r == (Rate{}) {
 			return
 		}
-		if r.N < 1 || r.N > maxCount || r.burst(0) != r.N {
+		if r.N < 1 || r.N > maxCount || r.Burst(0) != r.N {
 			t.Fatalf("%q: %d events", text, r.N)
 		}
 		if l := float64(r.limit()); !(l > 0) || math.IsInf(l, 0) {

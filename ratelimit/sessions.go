@@ -30,9 +30,19 @@ type Slot struct {
 	sessions   *sessions
 	address    netip.Prefix // guarded by sessions.mu
 	subject    subjectKey
-	hasSubject bool // counted by subject too
-	released   bool // guarded by sessions.mu
+	hasSubject bool     // counted by subject too
+	released   bool     // guarded by sessions.mu
+	follower   Follower // nil: nobody
 }
+
+// Follower is told what becomes of a slot.
+type Follower interface {
+	Release()
+	Move(to netip.Prefix)
+}
+
+// Follow has a follower told. It is called before the slot is used by anybody else.
+func (slot *Slot) Follow(f Follower) { slot.follower = f }
 
 func newSessions(c Config) *sessions {
 	return &sessions{
@@ -90,6 +100,9 @@ func (slot *Slot) Release() {
 	if slot.released {
 		return
 	}
+	if slot.follower != nil {
+		defer slot.follower.Release()
+	}
 	slot.released = true
 	s.total--
 	s.byAddress.remove(slot.address)
@@ -133,6 +146,9 @@ func (slot *Slot) move(to netip.Prefix) {
 	slot.sessions.byAddress.add(to)
 	slot.sessions.byAddress.remove(slot.address)
 	slot.address = to
+	if slot.follower != nil {
+		slot.follower.Move(to)
+	}
 }
 
 // counts are the numbers of sessions by key. It holds only keys that have sessions,

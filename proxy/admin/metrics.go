@@ -70,6 +70,8 @@ type Metrics struct {
 	detached       prometheus.Gauge
 	resumptions    map[string]prometheus.Counter // returns, by what came of them
 	resumptionLost prometheus.Counter
+	instances      prometheus.Gauge
+	redisCalls     map[string]prometheus.Observer
 	kept           atomic.Pointer[func() float64] // nil: nothing keeps anything
 
 	pushes      map[string]prometheus.Counter // by what became of them at first
@@ -91,6 +93,7 @@ func NewMetrics(known Known) *Metrics {
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
 		dropped  = newCounterVec("pushes_dropped_total", "Pushes that were queued for a session and not delivered, by reason.", "reason")
 		resumed  = newCounterVec("resumptions_total", "Clients that came back to their session, by result.", "result")
+		redis    = newHistogramVec("redis_call_duration_seconds", "Time Redis took for a call of the fleet.", "result")
 		auth     = newHistogramVec("auth_call_duration_seconds", "Time a verifier took for one credential.", "result")
 		dial     = newHistogramVec("upstream_dial_duration_seconds", "Time to reach an upstream, or to fail to.", "result")
 	)
@@ -118,6 +121,10 @@ func NewMetrics(known Known) *Metrics {
 			Name: "portcullis_sessions_detached", Help: "Sessions whose client is away and may come back.",
 		}),
 		resumptions: resolve(resumeResults, func(result string) prometheus.Counter { return resumed.WithLabelValues(result) }),
+		instances: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_fleet_instances", Help: "Instances of the fleet that live, as last known; 0 without one.",
+		}),
+		redisCalls: resolve(redisResults, func(result string) prometheus.Observer { return redis.WithLabelValues(result) }),
 		resumptionLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "portcullis_resumptions_lost_total", Help: "Open sessions that are not resumable any more because RESUME_TOTAL was used up.",
 		}),
@@ -143,7 +150,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -180,6 +187,20 @@ func (m *Metrics) SessionEnded(s EndedSession) {
 	m.fromClient.add(s.ClientMessages, s.ClientBytes)
 	m.fromUpstream.add(s.UpstreamMessages, s.UpstreamBytes)
 }
+
+var redisResults = []string{"answered", "failed"}
+
+// FleetCall counts one call of Redis.
+func (m *Metrics) FleetCall(answered bool, d time.Duration) {
+	result := redisResults[1]
+	if answered {
+		result = redisResults[0]
+	}
+	m.redisCalls[result].Observe(d.Seconds())
+}
+
+// FleetSize notes how many instances live.
+func (m *Metrics) FleetSize(n int) { m.instances.Set(float64(n)) }
 
 // Results of [Metrics.Resumption].
 const (

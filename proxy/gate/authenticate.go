@@ -30,7 +30,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 		// The attempt lasts from before the socket is open: an address has no more open than it may have failures.
 		if credential.Token, no = g.receiveToken(u); no != nil {
 			if u.switched() && no.Reason != refusal.Draining {
-				attempt.Charge() // else sockets that stay silent would cost nothing
+				g.chargeFailure(u.Request, attempt) // else sockets that stay silent would cost nothing
 			}
 			return no
 		}
@@ -47,7 +47,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	}
 	switch {
 	case err != nil:
-		return charge(attempt, g.tokenRefusal(u.Request, err))
+		return g.charge(u.Request, attempt, g.tokenRefusal(u.Request, err))
 	case u.HTTP.Context().Err() != nil:
 		return g.contextRefusal(u.HTTP.Context().Err())
 	}
@@ -72,13 +72,13 @@ func (g *Gate) Bearer(r *Request, use func(auth.Grant) *refusal.Refusal) *refusa
 		grant.Decision, err = g.route.auth.Verify(g.Base, credential)
 	}
 	if err != nil {
-		return charge(attempt, g.tokenRefusal(r, err))
+		return g.charge(r, attempt, g.tokenRefusal(r, err))
 	}
 	r.subject = grant.Subject
 	if no = g.checkSubject(grant.Subject); no == nil {
 		no = use(grant)
 	}
-	return charge(attempt, no)
+	return g.charge(r, attempt, no)
 }
 
 // Try has a request try a credential in a way of its own: try reports whether the credential was refused, which is charged to the
@@ -90,17 +90,25 @@ func (g *Gate) Try(r *Request, try func() (refused bool)) *refusal.Refusal {
 	}
 	defer attempt.Release()
 	if try() {
-		attempt.Charge()
+		g.chargeFailure(r, attempt)
 	}
 	return nil
 }
 
 // charge charges an attempt for a refusal of its credential, and returns that refusal.
-func charge(attempt *ratelimit.Attempt, no *refusal.Refusal) *refusal.Refusal {
+func (g *Gate) charge(r *Request, attempt *ratelimit.Attempt, no *refusal.Refusal) *refusal.Refusal {
 	if no != nil && no.Reason.ChargesFailure() {
-		attempt.Charge()
+		g.chargeFailure(r, attempt)
 	}
 	return no
+}
+
+// chargeFailure charges an attempt to its address, here and in the fleet.
+func (g *Gate) chargeFailure(r *Request, attempt *ratelimit.Attempt) {
+	attempt.Charge()
+	if g.Fleet != nil {
+		g.Fleet.Failed(r.HTTP.Context(), r.Key)
+	}
 }
 
 // attempt waits until the address may try another credential, up to AUTH_TIMEOUT.

@@ -12,6 +12,7 @@ import (
 	"portcullis/proxy/admin"
 	"portcullis/proxy/auth"
 	"portcullis/proxy/clientip"
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/origin"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/session"
@@ -53,11 +54,12 @@ type Config struct {
 	UpstreamHost string `env:"-"`
 }
 
-// Parts are what a Gate works with. All are needed but Tickets.
+// Parts are what a Gate works with. All are needed but Fleet and Tickets.
 type Parts struct {
 	ClientIP   *clientip.Resolver
 	Origins    *origin.List
 	Limits     *ratelimit.Limits
+	Fleet      *fleet.Fleet // nil: this instance is alone
 	Auth       *auth.Auth
 	Upstream   *upstream.Upstream
 	Extensions bool                      // sessions may have extensions

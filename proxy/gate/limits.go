@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
@@ -20,12 +21,51 @@ func (g *Gate) CheckOrigin(r *Request) *refusal.Refusal {
 // CheckRates counts a request, by its address and in total, and refuses one too many. It also refuses an address that has used
 // up its failed authentications.
 func (g *Gate) CheckRates(r *Request) *refusal.Refusal {
+	if no := g.checkOwnRates(r); no != nil || g.Fleet == nil {
+		return no
+	}
+	switch v := g.Fleet.Admit(r.HTTP.Context(), r.Key); v.Scope {
+	case fleet.SessionsAddress, fleet.SessionsTotal:
+		return nil // the caps of sessions are none of its matters
+	default:
+		return g.fleetRefusal(v)
+	}
+}
+
+// fleetRefusal is the refusal for what the fleet says; nil: it says nothing.
+func (g *Gate) fleetRefusal(v fleet.Verdict) *refusal.Refusal {
+	switch v.Scope {
+	case "":
+		return nil
+	case fleet.RateAddress:
+		return g.rateRefusal(v.Wait)
+	case fleet.Failures:
+		return &refusal.Refusal{Reason: refusal.AuthFailures, RetryAfter: v.Wait}
+	case fleet.RateGlobal:
+		return &refusal.Refusal{Reason: refusal.RateGlobal, RetryAfter: v.Wait}
+	case fleet.RateSubject:
+		return &refusal.Refusal{Reason: refusal.RateSubject, RetryAfter: v.Wait}
+	case fleet.SessionsAddress:
+		return &refusal.Refusal{Reason: refusal.SessionsAddress}
+	case fleet.SessionsSubject:
+		return &refusal.Refusal{Reason: refusal.SessionsSubject}
+	}
+	return &refusal.Refusal{Reason: refusal.SessionsTotal}
+}
+
+// rateRefusal is that of an address with too many upgrades.
+func (g *Gate) rateRefusal(wait time.Duration) *refusal.Refusal {
+	return &refusal.Refusal{Reason: refusal.RateAddress, RetryAfter: wait, Header: http.Header{
+		"RateLimit-Policy": {g.Limits.Policy()},
+		"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, refusal.Seconds(wait))},
+	}}
+}
+
+// checkOwnRates is CheckRates of this instance alone: what is too much for one is too much for all.
+func (g *Gate) checkOwnRates(r *Request) *refusal.Refusal {
 	now := time.Now()
 	if wait, ok := g.Limits.UpgradeFromAddress(r.Key, now); !ok {
-		return &refusal.Refusal{Reason: refusal.RateAddress, RetryAfter: wait, Header: http.Header{
-			"RateLimit-Policy": {g.Limits.Policy()},
-			"RateLimit":        {fmt.Sprintf(`"upgrades";r=0;t=%d`, refusal.Seconds(wait))},
-		}}
+		return g.rateRefusal(wait)
 	}
 	if wait, ok := g.Limits.FailuresLeft(r.Key, now); !ok {
 		return &refusal.Refusal{Reason: refusal.AuthFailures, RetryAfter: wait}
@@ -70,7 +110,19 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 		slot, scope = g.Limits.AcquireSlot(u.Key, u.grant.Subject)
 	}
 	u.slot = slot
-	return capRefusal(scope)
+	if scope != "" || g.Fleet == nil {
+		return capRefusal(scope)
+	}
+	place, v := g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject)
+	for v.Scope == fleet.SessionsAddress && g.Sessions.EvictDetachedOfAddress(u.Key) ||
+		v.Scope == fleet.SessionsSubject && g.Sessions.EvictDetachedOfSubject(u.grant.Subject) {
+		place, v = g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject)
+	}
+	if v.Scope != "" {
+		return g.fleetRefusal(v) // the slot is given back with what else the upgrade holds
+	}
+	slot.Follow(place)
+	return nil
 }
 
 // checkSubject refuses a subject that was kicked and is kept out, and one that comes too often.
@@ -85,4 +137,15 @@ func (g *Gate) checkSubject(subject string) *refusal.Refusal {
 }
 
 func (g *Gate) checkOrigin(u *upgrade) *refusal.Refusal { return g.CheckOrigin(u.Request) }
-func (g *Gate) checkRates(u *upgrade) *refusal.Refusal  { return g.CheckRates(u.Request) }
+
+// checkRates is CheckRates, and looks at the caps of the fleet, too, since it asks already.
+func (g *Gate) checkRates(u *upgrade) *refusal.Refusal {
+	if no := g.checkOwnRates(u.Request); no != nil || g.Fleet == nil {
+		return no
+	}
+	v := g.Fleet.Admit(u.HTTP.Context(), u.Key)
+	if v.Scope == fleet.SessionsAddress && g.Sessions.HasDetached(u.Key) {
+		return nil // see checkSessionCaps
+	}
+	return g.fleetRefusal(v)
+}

@@ -37,6 +37,8 @@ type Config struct {
 	Listed bool `env:"-"`
 	// Limits are told to the library of a client that may come back.
 	Limits Limits `env:"-"`
+	// Instance names this process among others. Empty: the manager makes a name up.
+	Instance string `env:"-"`
 	// Lease is how credentials are verified again. With Recheck above zero even those without an end are.
 	Lease lease.Config `env:"-"`
 	// Relay moves the bytes.
@@ -94,7 +96,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		rules:      rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups, c.Limits},
-		instance:   instanceName(),
+		instance:   cmp.Or(c.Instance, instanceName()),
 		relay:      c.Relay,
 		leases:     lease.New(c.Lease),
 		history:    newHistory(c.History),

@@ -1,0 +1,346 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"portcullis/proxy/admin"
+	"portcullis/proxy/redistest"
+	"portcullis/ratelimit"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 20 * time.Second
+
+// server is a Redis of a test's own, and a client of it.
+type server struct {
+	*redistest.Server
+	*redis.Client
+	t testing.TB
+}
+
+func newServer(t testing.TB) *server {
+	t.Helper()
+	s := &server{Server: redistest.New(t), t: t}
+	s.Client = redis.NewClient(&redis.Options{Addr: s.Addr})
+	t.Cleanup(func() { s.Client.Close() })
+	return s
+}
+
+func (s *server) start() *server {
+	s.t.Helper()
+	s.Start()
+	return s
+}
+
+// until waits for something to become so.
+func (s *server) until(what string, so func() bool) {
+	s.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(patience); !so(); {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			s.t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+// lines counts what is logged.
+type lines struct {
+	slog.Handler
+	warnings, infos atomic.Int64
+}
+
+func (l *lines) Enabled(context.Context, slog.Level) bool { return true }
+func (l *lines) Handle(_ context.Context, r slog.Record) error {
+	if r.Level == slog.LevelWarn {
+		l.warnings.Add(1)
+	} else {
+		l.infos.Add(1)
+	}
+	return nil
+}
+
+// newInstance is an instance of a fleet.
+func (s *server) newInstance(name string, limits ratelimit.Config) (*Fleet, *lines) {
+	s.t.Helper()
+	log := &lines{Handler: slog.DiscardHandler}
+	f, err := New(Config{RedisURL: s.URL(), Name: "test", Instance: name, Limits: limits, Logger: slog.New(log), Metrics: admin.NewMetrics(admin.Known{})})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(f.Close)
+	return f, log
+}
+
+// known waits until Redis knows those instances.
+func (s *server) known(n int64, all ...*Fleet) {
+	s.t.Helper()
+	s.until(fmt.Sprint(n, " instances are known"), func() bool {
+		if s.ZCard(context.Background(), "{test}:live").Val() != n {
+			return false
+		}
+		for _, f := range all {
+			f.beat(context.Background())
+			if f.size.Load() != n {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+var here = netip.MustParsePrefix("192.0.2.1/32")
+
+func TestOneRate(t *testing.T) {
+	s := newServer(t).start()
+	limits := ratelimit.Config{UpgradesPerIP: ratelimit.Rate{N: 60, Per: time.Hour}, UpgradesPerIPBurst: 5, AuthFailuresPerIP: ratelimit.Rate{N: 2, Per: time.Hour}}
+	a, _ := s.newInstance("a", limits)
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
+	ctx := context.Background()
+	admitted := 0
+	for i := range 10 {
+		v := []*Fleet{a, b}[i%2].Admit(ctx, here)
+		if v.Scope == "" {
+			admitted++
+		} else if v.Scope != RateAddress || v.Wait <= 0 || v.Wait > time.Minute {
+			t.Errorf("got %+v", v)
+		}
+	}
+	if admitted != 5 {
+		t.Errorf("%d were admitted, want 5", admitted)
+	}
+	other := netip.MustParsePrefix("192.0.2.2/32")
+	if v := b.Admit(ctx, other); v.Scope != "" {
+		t.Errorf("another address: got %+v", v)
+	}
+	a.Failed(ctx, other)
+	b.Failed(ctx, other)
+	if v := a.Admit(ctx, other); v.Scope != Failures || v.Wait <= 0 {
+		t.Errorf("after two failures: got %+v", v)
+	}
+	s.ScriptFlush(ctx)
+	if v := b.Admit(ctx, here); v.Scope != RateAddress {
+		t.Errorf("after the scripts were flushed: got %+v", v)
+	}
+}
+
+// A fourth session of a subject with a cap of three is refused wherever it knocks, also when thirty try at once.
+func TestOneCap(t *testing.T) {
+	s := newServer(t).start()
+	limits := ratelimit.Config{SessionsPerSubject: 3}
+	var all []*Fleet
+	for _, name := range []string{"a", "b", "c"} {
+		f, _ := s.newInstance(name, limits)
+		all = append(all, f)
+	}
+	s.known(3, all...)
+	ctx := context.Background()
+	var mu sync.Mutex
+	var places []*Place
+	var knocking sync.WaitGroup
+	for i := range 30 {
+		knocking.Go(func() {
+			p, v := all[i%3].Enter(ctx, here, "Alice")
+			mu.Lock()
+			defer mu.Unlock()
+			if v.Scope == "" {
+				places = append(places, p)
+			} else if v.Scope != SessionsSubject {
+				t.Errorf("got %+v", v)
+			}
+		})
+	}
+	knocking.Wait()
+	if len(places) != 3 {
+		t.Fatalf("%d have a place, want 3", len(places))
+	}
+	if p, v := all[0].Enter(ctx, here, "Bob"); v.Scope != "" {
+		t.Errorf("another subject: got %+v", v)
+	} else {
+		p.Release()
+	}
+	places[0].Release()
+	places[0].Release()
+	s.until("a place is free", func() bool {
+		p, v := all[2].Enter(ctx, here, "Alice")
+		if v.Scope == "" {
+			places[0] = p
+		}
+		return v.Scope == ""
+	})
+	if _, v := all[1].Enter(ctx, here, "Alice"); v.Scope != SessionsSubject {
+		t.Errorf("got %+v", v)
+	}
+	for _, p := range places {
+		p.Release()
+	}
+	s.until("nothing is left", func() bool { return len(s.Keys(ctx, "{test}:cap:*").Val()) == 0 })
+}
+
+// A session that comes back from another address is counted there.
+func TestPlaceMoves(t *testing.T) {
+	s := newServer(t).start()
+	f, _ := s.newInstance("a", ratelimit.Config{SessionsPerIP: 1})
+	s.known(1, f)
+	ctx := context.Background()
+	p, _ := f.Enter(ctx, here, "")
+	there := netip.MustParsePrefix("192.0.2.9/32")
+	p.Move(there)
+	s.until("the first address is free", func() bool { return f.Admit(ctx, here).Scope == "" })
+	s.until("the second is not", func() bool { return f.Admit(ctx, there).Scope == SessionsAddress })
+	p.Release()
+	s.until("it is free, too", func() bool { return f.Admit(ctx, there).Scope == "" })
+}
+
+// What an instance held that was killed is free when its heartbeat is stale; what it had is forgotten.
+func TestDeadInstance(t *testing.T) {
+	t.Parallel()
+	s := newServer(t).start()
+	limits := ratelimit.Config{Sessions: 1}
+	a, _ := s.newInstance("a", limits)
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
+	ctx := context.Background()
+	if _, v := a.Enter(ctx, here, ""); v.Scope != "" {
+		t.Fatalf("got %+v", v)
+	}
+	a.stop() // as by kill -9: it says nothing
+	a.running.Wait()
+	if _, v := b.Enter(ctx, here, ""); v.Scope != SessionsTotal {
+		t.Fatalf("got %+v", v)
+	}
+	began := time.Now()
+	s.until("its place is free", func() bool {
+		_, v := b.Enter(ctx, here, "")
+		return v.Scope == ""
+	})
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("after %v", took)
+	}
+	s.until("it is forgotten", func() bool {
+		return s.ZCard(ctx, "{test}:live").Val() == 1 && s.Exists(ctx, "{test}:held:a").Val() == 0
+	})
+}
+
+// An instance that finds its counts gone writes them anew.
+func TestFlushAll(t *testing.T) {
+	s := newServer(t).start()
+	limits := ratelimit.Config{SessionsPerSubject: 2, Sessions: 10}
+	a, _ := s.newInstance("a", limits)
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
+	ctx := context.Background()
+	for range 2 {
+		if _, v := a.Enter(ctx, here, "Alice"); v.Scope != "" {
+			t.Fatalf("got %+v", v)
+		}
+	}
+	s.FlushAll(ctx)
+	s.until("the counts are back", func() bool { return s.HGet(ctx, "{test}:cap:all", "a").Val() == "2" })
+	if _, v := b.Enter(ctx, here, "Alice"); v.Scope != SessionsSubject {
+		t.Errorf("got %+v", v)
+	}
+}
+
+// Redis away at the start, then there, then hanging, then back: no upgrade waits longer than the budget, each instance holds its
+// share, and one warning tells of each outage.
+func TestRedisComesAndGoes(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	limits := ratelimit.Config{SessionsPerSubject: 4}
+	a, log := s.newInstance("a", limits)
+	ctx := context.Background()
+	quick := func(f *Fleet, subject string) (*Place, Verdict) {
+		t.Helper()
+		began := time.Now()
+		p, v := f.Enter(ctx, here, subject)
+		if took := time.Since(began); took > 2*time.Second { // a crowded machine; the budget is 25 ms
+			t.Errorf("it took %v", took)
+		}
+		return p, v
+	}
+	for i := range 6 {
+		if _, v := quick(a, "Alice"); (v.Scope == "") != (i < 4) {
+			t.Errorf("session %d alone: got %+v", i+1, v)
+		}
+	}
+	s.start()
+	s.until("it counts in Redis", func() bool { return s.HGet(ctx, "{test}:cap:s:"+subjectKey("Alice"), "a").Val() == "4" })
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
+	if _, v := quick(b, "Alice"); v.Scope != SessionsSubject {
+		t.Errorf("got %+v", v)
+	}
+	s.Stop()
+	s.until("both know", func() bool {
+		quick(a, "Carol")
+		quick(b, "Carol")
+		return a.share.Load() != nil && b.share.Load() != nil
+	})
+	given := 0
+	for range 4 {
+		if _, v := quick(b, "Bob"); v.Scope == "" {
+			given++
+		}
+	}
+	if given != 2 {
+		t.Errorf("one of two instances gives %d of 4 places, want 2", given)
+	}
+	s.Continue()
+	s.until("it counts in Redis again", func() bool { return s.HGet(ctx, "{test}:cap:s:"+subjectKey("Bob"), "b").Val() == "2" })
+	if n := log.warnings.Load(); n < 1 || n > 3 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// What is under a key need not be ours: it costs the fleet its Redis, and nobody else anything.
+func TestWrongType(t *testing.T) {
+	s := newServer(t).start()
+	f, log := s.newInstance("a", ratelimit.Config{Sessions: 5})
+	s.known(1, f)
+	ctx := context.Background()
+	s.Set(ctx, "{test}:cap:all", "mine", 0)
+	if p, v := f.Enter(ctx, here, ""); v.Scope != "" {
+		t.Errorf("got %+v", v)
+	} else {
+		p.Release()
+	}
+	if log.warnings.Load() == 0 {
+		t.Error("nobody is told")
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	for _, url := range []string{"http://hunter2", "redis://:hunter2@[", "hunter2", "redis://h/hunter2", "redis://h/?master_name=m&addr=hunter2&db=x"} {
+		_, err := New(Config{RedisURL: url, Name: "a b", Instance: "c{"})
+		if err == nil {
+			t.Errorf("%s is taken", url)
+			continue
+		}
+		text := err.Error()
+		if strings.Contains(text, "hunter2") || !strings.Contains(text, "FLEET: ") || !strings.Contains(text, "INSTANCE: ") {
+			t.Errorf("%s: %v", url, text)
+		}
+	}
+	if f, err := New(Config{}); f != nil || err != nil {
+		t.Errorf("without a URL: %v, %v", f, err)
+	}
+	if name := (&Config{}).InstanceName(); !strings.Contains(name, "-") {
+		t.Errorf("name %q", name)
+	}
+}

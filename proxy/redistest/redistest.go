@@ -1,0 +1,92 @@
+// Package redistest starts a Redis of a test's own, the program of the system, in a folder that the test forgets.
+package redistest
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Server is a Redis on a free port of 127.0.0.1.
+type Server struct {
+	Addr string // host:port
+	t    testing.TB
+	dir  string
+	cmd  *exec.Cmd
+}
+
+// New finds a port and starts nothing yet. Where there is no redis-server the test is left out; .ci/run installs it.
+func New(t testing.TB) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("no redis-server on PATH: install Debian's package of that name")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return &Server{Addr: l.Addr().String(), t: t, dir: t.TempDir()}
+}
+
+// Start starts it, and kills it at the end of the test.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	s := New(t)
+	s.Start()
+	return s
+}
+
+// URL is that of REDIS_URL.
+func (s *Server) URL() string { return "redis://" + s.Addr }
+
+// Start starts it, and returns when it answers.
+func (s *Server) Start() {
+	s.t.Helper()
+	_, port, _ := net.SplitHostPort(s.Addr)
+	s.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no")
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(s.Kill)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(20 * time.Second); !s.answers(); {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			s.t.Fatal("redis-server does not answer")
+		}
+	}
+}
+
+func (s *Server) answers() bool {
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	io.WriteString(conn, "PING\r\n")
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return err == nil && strings.HasPrefix(line, "+PONG")
+}
+
+// Stop has it stand still; Continue has it go on.
+func (s *Server) Stop()     { s.cmd.Process.Signal(syscall.SIGSTOP) }
+func (s *Server) Continue() { s.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Kill ends it. A second call changes nothing.
+func (s *Server) Kill() {
+	if s.cmd != nil {
+		s.Continue()
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+		s.cmd = nil
+	}
+}
