@@ -5,6 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
+	"github.com/redis/go-redis/v9"
+
 	"portcullis/proxy/redistest"
 	"portcullis/ratelimit"
 )
@@ -12,7 +15,7 @@ import (
 // sharing is an instance of a fleet.
 func sharing(s *redistest.Server, instance string, edits ...func(*Config)) func(*Config) {
 	return func(c *Config) {
-		c.Fleet.RedisURL, c.Fleet.Instance = s.URL(), instance
+		c.Fleet.RedisURL, c.Fleet.Instance, c.Fleet.Budget = s.URL(), instance, patience // a crowded machine is not what a test is about
 		for _, edit := range edits {
 			edit(c)
 		}
@@ -97,4 +100,55 @@ func eventually(t *testing.T, what string, so func() bool) {
 		}
 	}
 	t.Fatalf("not in time: %s", what)
+}
+
+// A kick and a message reach the sessions of every instance, each once, and one that does not answer is named.
+func TestOneKickAndOneBroadcast(t *testing.T) {
+	s := redistest.Start(t)
+	newInstance := func(name string) *operator { return newOperator(t, sharing(s, name, withAPI)) }
+	a, b := newInstance("a"), newInstance("b")
+	conns := []*websocket.Conn{a.gate.connect(t, "/?token=wonder", nil), b.gate.connect(t, "/?token=wonder", nil), b.gate.connect(t, "/?token=good", nil)}
+	var last response
+	eventually(t, "both are on the bus", func() bool {
+		last = a.call("POST", "/api/messages?subject=nobody", "x", asText)
+		return last.StatusCode == 200 && b.call("POST", "/api/messages?subject=nobody", "x", asText).StatusCode == 200
+	})
+	a.want(200, `{"reached":3,"ending":0,"too_slow":0,"extension":0,"full":0}`, "POST", "/api/messages?all=true", "to all", asText)
+	b.want(200, `{"reached":2,"ending":0,"too_slow":0,"extension":0,"full":0}`, "POST", "/api/messages?subject=Alice", "to Alice", asText)
+	for i, conn := range conns {
+		want := []string{"to all", "to Alice"}
+		if i == 2 {
+			want = want[:1]
+		}
+		for _, m := range want {
+			if _, got, err := conn.ReadMessage(); err != nil || string(got) != m {
+				t.Fatalf("client %d: got %q, %v; want %q", i, got, err, m)
+			}
+		}
+	}
+	a.want(200, `{"reached":2,"ending":0}`, "DELETE", "/api/sessions?subject=Alice&for=10m", "")
+	for _, conn := range conns[:2] {
+		if _, m, err := conn.ReadMessage(); !websocket.IsCloseError(err, 3003) {
+			t.Errorf("got %q, %v", m, err)
+		}
+	}
+	for _, o := range []*operator{a, b} {
+		if got := o.gate.status(t, "/?token=wonder"); got != http.StatusForbidden {
+			t.Errorf("she is let in: status %d", got)
+		}
+	}
+	echoes(t, conns[2], "still there")
+	a.want(404, `{"error":"no session with that id is open"}`, "DELETE", "/api/sessions/AAAAAAAAAAAAAAAAAAAAAAAAAA", "")
+
+	client := redis.NewClient(&redis.Options{Addr: s.Addr})
+	defer client.Close()
+	for _, bad := range []string{"", "{", `{"v":2,"id":"x","from":"y","body":{}}`, `{"v":1,"id":"x","from":"y"}`, `{"v":1,"id":"x","from":"y","body":{"kick":{"code":3003}}}`,
+		`{"v":1,"id":"x","from":"y","body":{"all":true,"kick":{"code":99999}}}`, `{"v":1,"id":"x","from":"y","body":{"all":true,"send":{"body":"/w=="}}}`} {
+		client.Publish(t.Context(), "{portcullis}:bus", bad)
+	}
+	echoes(t, conns[2], "and still")
+
+	s.Kill()
+	a.want(503, `{"error":"the other instances cannot be reached at the moment; nobody was"}`, "POST", "/api/messages?all=true", "lost", asText)
+	echoes(t, conns[2], "and got nothing")
 }

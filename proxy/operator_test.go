@@ -473,8 +473,13 @@ func TestOpenAPI(t *testing.T) {
 		"SessionList": list.json, "Session": one, "Traffic": one["from_client"].(map[string]any), "Pushed": sent.json, "Kicked": kicked.json,
 		"Event": told, "Error": o.call("GET", "/api/nothing", "").json,
 	} {
-		want := slices.Sorted(keys(doc.Components.Schemas[schema].Properties))
-		if fields := slices.Sorted(keys(got)); !slices.Equal(fields, want) {
+		described := doc.Components.Schemas[schema]
+		want := slices.Sorted(keys(described.Properties))
+		fields := slices.Sorted(keys(got))
+		absent := func(name string) bool { // without a fleet
+			return name == "unanswered" && !slices.Contains(described.Required, name) && !slices.Contains(fields, name)
+		}
+		if !slices.Equal(fields, slices.DeleteFunc(slices.Clone(want), absent)) {
 			t.Errorf("%s: described with %q, served with %q", schema, want, fields)
 		}
 	}

@@ -166,6 +166,9 @@ func New(c Config) (*Proxy, error) {
 	})
 	p.api = api.New(c.API, p.gate, p.sessions)
 	p.operator = api.NewOperator(c.API, p.sessions)
+	if p.fleet != nil && p.operator != nil {
+		p.operator.Share(p.fleet.Join(p.operator.Obey))
+	}
 	for _, warning := range p.auth.Warnings() {
 		log.Warn(warning)
 	}

@@ -71,6 +71,7 @@ type Metrics struct {
 	resumptions    map[string]prometheus.Counter // returns, by what came of them
 	resumptionLost prometheus.Counter
 	instances      prometheus.Gauge
+	busDropped     prometheus.Counter
 	redisCalls     map[string]prometheus.Observer
 	kept           atomic.Pointer[func() float64] // nil: nothing keeps anything
 
@@ -121,6 +122,9 @@ func NewMetrics(known Known) *Metrics {
 			Name: "portcullis_sessions_detached", Help: "Sessions whose client is away and may come back.",
 		}),
 		resumptions: resolve(resumeResults, func(result string) prometheus.Counter { return resumed.WithLabelValues(result) }),
+		busDropped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portcullis_bus_dropped_total", Help: "Messages on the bus of the fleet that were none of ours.",
+		}),
 		instances: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_fleet_instances", Help: "Instances of the fleet that live, as last known; 0 without one.",
 		}),
@@ -150,7 +154,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.busDropped, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -198,6 +202,9 @@ func (m *Metrics) FleetCall(answered bool, d time.Duration) {
 	}
 	m.redisCalls[result].Observe(d.Seconds())
 }
+
+// BusDropped counts a message on the bus that cannot be read.
+func (m *Metrics) BusDropped() { m.busDropped.Inc() }
 
 // FleetSize notes how many instances live.
 func (m *Metrics) FleetSize(n int) { m.instances.Set(float64(n)) }

@@ -17,6 +17,8 @@ type pushed struct {
 	TooSlow   int    `json:"too_slow"`     // those whose queue was full, and that are ended for it
 	Extension int    `json:"extension"`    // those with an extension that the gate does not know
 	Full      int    `json:"full"`         // resumable ones whose buffer was full; those whose client was away are ended for it
+
+	Unanswered []string `json:"unanswered,omitempty"` // instances of the fleet that did not say in time what came of it
 }
 
 // send is POST /api/messages: its body is one message.
@@ -36,8 +38,12 @@ func (o *Operator) send(c *call) *reply {
 	if !m.Binary && session.Reserved(m.Body) {
 		return problem(http.StatusBadRequest, "a text message must not begin with U+0000 and \"portcullis \", as the gate's own do")
 	}
-	reach, id := o.sessions.Send(f, m)
-	a := jsonReply(http.StatusOK, pushed{id, reach.Reached, reach.Ending, reach.TooSlow, reach.Extension, reach.Full})
+	out, wrong := o.everywhere(c.Context(), command{Filter: f, Send: &sendCommand{m.Binary, m.Body}})
+	if wrong != nil {
+		return wrong
+	}
+	reach := out.Reach
+	a := jsonReply(http.StatusOK, pushed{out.ID, reach.Reached, reach.Ending, reach.TooSlow, reach.Extension, reach.Full, out.Silent})
 	a.attrs = []any{"bytes", len(m.Body), "reached", reach.Reached}
 	if missed := reach.Ending + reach.TooSlow + reach.Extension + reach.Full; missed > 0 {
 		a.attrs = append(a.attrs, "not_reached", missed)

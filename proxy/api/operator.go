@@ -28,6 +28,7 @@ import (
 type Operator struct {
 	token     [sha256.Size]byte // of ADMIN_TOKEN: hashes have one length, and comparing them tells nothing
 	sessions  *session.Manager
+	bus       Bus // nil: this instance is alone
 	pushMax   int64
 	openAPI   []byte
 	cursorKey []byte

@@ -97,6 +97,8 @@ func (o *Operator) get(c *call) *reply {
 type kicked struct {
 	Reached int `json:"reached"` // sessions that were told to go
 	Ending  int `json:"ending"`  // and those that were on their way out already
+
+	Unanswered []string `json:"unanswered,omitempty"` // instances of the fleet that did not say in time what came of it
 }
 
 // maxKeepOut is how long a subject can be kept out.
@@ -122,14 +124,17 @@ func (o *Operator) kick(c *call) *reply {
 		}
 		k.KeepOut = d
 	}
-	reach, err := o.sessions.Kick(f, k)
+	out, wrong := o.everywhere(c.Context(), command{Filter: f, Kick: &kickCommand{k.Code, k.Reason, k.KeepOut}})
+	reach := out.Reach
 	switch {
-	case err != nil:
+	case wrong != nil:
+		return wrong
+	case out.Full:
 		return problem(http.StatusServiceUnavailable, "too many subjects are kept out at once; nobody was kicked")
 	case c.id != "" && reach.Reached+reach.Ending == 0:
 		return problem(http.StatusNotFound, "no session with that id is open")
 	}
-	a := jsonReply(http.StatusOK, kicked{reach.Reached, reach.Ending})
+	a := jsonReply(http.StatusOK, kicked{reach.Reached, reach.Ending, out.Silent})
 	a.attrs = []any{"reached", reach.Reached, "code", k.Code}
 	if k.KeepOut > 0 {
 		a.attrs = append(a.attrs, "for", k.KeepOut.String())

@@ -19,11 +19,12 @@
 //
 // # Without Redis
 //
-// A Redis that is slow or away is asked for no longer than budget, and then by one call a second. Meanwhile each instance holds its
+// A Redis that is slow or away is asked for no longer than the budget, and then by one call a second. Meanwhile each instance holds its
 // share of every limit, by the last known number of instances: the door is neither open nor shut.
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -53,6 +54,8 @@ type Config struct {
 	// Instance names this one among them, and in the API. Empty: the host's name and a random part.
 	Instance string `env:"INSTANCE"`
 
+	// Budget is how long an upgrade waits for Redis, each of two times. Zero: 25 ms.
+	Budget time.Duration `env:"-"`
 	// Limits are those that hold for all instances together.
 	Limits ratelimit.Config `env:"-"`
 	// Logger gets a line when Redis goes away, and when it is back. It must not be nil, as Metrics.
@@ -61,8 +64,7 @@ type Config struct {
 }
 
 const (
-	// budget is how long an upgrade waits for Redis, each of two times.
-	budget = 25 * time.Millisecond
+	defaultBudget = 25 * time.Millisecond
 	// pause is how long Redis is left alone when it does not answer. Then one call tries.
 	pause = time.Second
 	// beatEvery and staleAfter say when an instance lives.
@@ -75,6 +77,7 @@ type Fleet struct {
 	name     string
 	instance string
 	limits   ratelimit.Config
+	budget   time.Duration
 	redis    redis.UniversalClient
 	circuit  *gobreaker.CircuitBreaker[any]
 	log      *slog.Logger
@@ -83,6 +86,7 @@ type Fleet struct {
 	size     atomic.Int64 // how many instances there were when that was last known; at least 1
 	share    atomic.Pointer[share]
 	stop     context.CancelFunc
+	leave    func() // the bus; nil: it has not been joined
 	closed   sync.Once
 	running  sync.WaitGroup
 }
@@ -120,7 +124,7 @@ func New(c Config) (*Fleet, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	f := &Fleet{
 		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics,
-		stop: stop,
+		budget: cmp.Or(c.Budget, defaultBudget), stop: stop,
 	}
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)
 	f.size.Store(1)
@@ -146,16 +150,23 @@ func connect(text string) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, errors.New("it names no sentinels")
 		}
-		o.MaxRetries, o.ContextTimeoutEnabled = -1, true
+		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
 		return redis.NewFailoverClient(o), nil
 	}
 	o, err := redis.ParseURL(text)
 	if err != nil {
 		return nil, errors.New("it names no Redis")
 	}
-	o.MaxRetries, o.ContextTimeoutEnabled = -1, true // one try: the breaker decides about more
+	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true // one try: the breaker decides about more
 	return redis.NewClient(o), nil
 }
+
+// quiet is the log of the Redis client, which would go to standard error past ours: what it says the breaker tells.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(quiet{}) }
 
 // Close leaves the fleet: what this instance held is free. A nil Fleet has nothing to leave.
 func (f *Fleet) Close() {
@@ -167,6 +178,9 @@ func (f *Fleet) Close() {
 
 func (f *Fleet) close() {
 	f.stop()
+	if f.leave != nil {
+		f.leave()
+	}
 	f.running.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -180,10 +194,10 @@ func (f *Fleet) key(parts ...string) string { return "{" + f.name + "}:" + strin
 
 var stale = int64(staleAfter / time.Millisecond)
 
-// ask runs a script within budget. Its error says that Redis did not answer, or is left alone.
+// ask runs a script within the budget. Its error says that Redis did not answer, or is left alone.
 func (f *Fleet) ask(ctx context.Context, s *redis.Script, keys []string, args ...any) (any, error) {
 	return f.circuit.Execute(func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.budget)
 		defer cancel()
 		began := time.Now()
 		answer, err := s.Run(ctx, f.redis, keys, args...).Result()

@@ -69,10 +69,11 @@ type counter struct {
 func (c *counter) add(r Reach) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reach.add(r)
+	c.reach.Add(r)
 }
 
-func (r *Reach) add(more Reach) {
+// Add adds what more sessions it has reached.
+func (r *Reach) Add(more Reach) {
 	r.Reached += more.Reached
 	r.Ending += more.Ending
 	r.TooSlow += more.TooSlow

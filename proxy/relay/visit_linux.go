@@ -56,7 +56,7 @@ func (t *tour) step(n int) int {
 	var reach Reach
 	for i, s := range t.sessions[:n] {
 		over := s.policy.over()
-		reach.add(t.do(t.indexes[i], &s.policy, s.loop.now))
+		reach.Add(t.do(t.indexes[i], &s.policy, s.loop.now))
 		if !over {
 			s.settle()
 		}
