@@ -49,6 +49,9 @@ func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	everyAddress, burstAddress := gcra(l.UpgradesPerIP, l.UpgradesPerIPBurst)
 	everyFailure, burstFailure := gcra(l.AuthFailuresPerIP, l.AuthFailuresPerIPBurst)
 	everyAll, burstAll := gcra(l.Upgrades, l.UpgradesBurst)
+	if everyAddress+everyFailure+everyAll == 0 && l.SessionsPerIP+l.Sessions == 0 {
+		return Verdict{} // there is nothing to ask
+	}
 	answer, err := f.ask(ctx, admit,
 		[]string{f.key("live"), f.key("rate:a", a), f.key("fail", a), f.key("rate:all"), f.key("cap:a", a), f.key("cap:all")},
 		stale, everyAddress, burstAddress, everyFailure, burstFailure, everyAll, burstAll, l.SessionsPerIP, l.Sessions)
@@ -75,6 +78,9 @@ func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string)
 		}
 	}
 	p.address = f.key("cap:a", a)
+	if len(p.keys) == 0 && every == 0 {
+		return p, Verdict{} // there is nothing to ask
+	}
 	var answer any
 	err := errWriting
 	if f.counts.writing.TryRLock() {
