@@ -44,9 +44,14 @@ func (c *counts) tell(keys []string, n int64) {
 	for _, key := range keys {
 		c.changes[key] += n
 	}
+	c.wake()
+}
+
+// wake has the changes written.
+func (c *counts) wake() {
 	select {
 	case c.more <- struct{}{}:
-	default:
+	default: // somebody has asked for that already
 	}
 }
 
@@ -57,7 +62,7 @@ func (c *counts) take(most int) map[string]int64 {
 	some := make(map[string]int64)
 	for key, n := range c.changes {
 		if len(some) == most {
-			c.more <- struct{}{} // it has been taken by whoever calls
+			c.wake()
 			break
 		}
 		some[key] = n

@@ -212,6 +212,31 @@ func TestPlaceMoves(t *testing.T) {
 	s.until("it is free, too", func() bool { return f.Admit(ctx, there).Scope == "" })
 }
 
+// Sessions that begin and end by the hundred, from many addresses, leave nothing behind.
+func TestManySessions(t *testing.T) {
+	s := newServer(t).start()
+	f, _ := s.newInstance("a", ratelimit.Config{SessionsPerIP: 10, Sessions: 10_000})
+	s.known(1, f)
+	ctx := context.Background()
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for n := range 150 {
+				p, v := f.Enter(ctx, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i), byte(n)}), 32), "")
+				if v.Scope != "" {
+					t.Errorf("got %+v", v)
+					return
+				}
+				p.Release()
+			}
+		})
+	}
+	all.Wait()
+	s.until("nothing is left", func() bool {
+		return len(s.Keys(ctx, "{test}:cap:*").Val()) == 0 && s.Exists(ctx, "{test}:held:a").Val() == 0
+	})
+}
+
 // What an instance held that was killed is free when its heartbeat is stale; what it had is forgotten.
 func TestDeadInstance(t *testing.T) {
 	t.Parallel()
