@@ -228,6 +228,41 @@ func opened(t *testing.T, g *testGate, secure *tls.Config) *resumer {
 	return c
 }
 
+// A client may come back as soon as it has its first message.
+func TestReturnAtOnce(t *testing.T) {
+	eachDoor(t, func(t *testing.T, edit func(*Config), secure *tls.Config) {
+		g := newGate(t, newEcho(t), resuming(edit, func(c *Config) { c.Limits.UpgradesPerIP = ratelimit.Rate{} }))
+		for range 100 {
+			c := newResumer(t, g, "/?token=good")
+			c.secure, c.noAnswer = secure, true
+			c.open()
+			if err := c.back(); err != nil || !c.welcome.Resumed {
+				t.Fatalf("got %+v, %v", c.welcome, err)
+			}
+			c.conn.Close()
+		}
+	})
+}
+
+// A return offers the subprotocol that the session was answered with.
+func TestReturnWithoutTheFirstAnswer(t *testing.T) {
+	g := newGate(t, newEcho(t), resuming())
+	c := newResumer(t, g, "/?token=good", "chat").open()
+	if c.answer != "chat" {
+		t.Fatalf("answer %q", c.answer)
+	}
+	c.send("one")
+	c.want("one")
+	c.target = "/"
+	conn, _, err := c.dial(resumeOffer, c.offer()[:len(c.offer())-1]+"1")
+	if err == nil {
+		_, _, err = conn.ReadMessage()
+	}
+	wantClosed(t, err, 3000, "session unknown")
+	c.send("two")
+	c.want("two")
+}
+
 func TestTwoTabsWithOneToken(t *testing.T) {
 	eachDoor(t, func(t *testing.T, edit func(*Config), secure *tls.Config) {
 		g := newGate(t, newEcho(t), resuming(edit))

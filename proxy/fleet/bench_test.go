@@ -10,7 +10,7 @@ import (
 // BenchmarkUpgrade is what a fleet adds to an upgrade with every limit: two calls of a Redis on the same machine, and the end of the
 // session.
 func BenchmarkUpgrade(b *testing.B) {
-	s := newServer(b).start()
+	s := newServer(b)
 	rate := ratelimit.Rate{N: 1_000_000, Per: time.Second}
 	f, _ := s.newInstance("a", ratelimit.Config{
 		Upgrades: rate, UpgradesPerIP: rate, UpgradesPerSubject: rate, AuthFailuresPerIP: rate,

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // counts are the sessions that this instance has of each key. They are what counts: Redis has a copy, which is written anew where it
@@ -18,6 +19,17 @@ type counts struct {
 	held    map[string]int64 // without zeros
 	changes map[string]int64 // that Redis is to be told
 	more    chan struct{}    // there are some
+}
+
+// begin lets a change of the copy begin, unless all of it is being written for longer than that. writing.RUnlock has to follow.
+func (c *counts) begin(within time.Duration) bool {
+	for deadline := time.Now().Add(within); !c.writing.TryRLock(); {
+		if time.Now().After(deadline) {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
 }
 
 // add changes the number of each key, which Redis knows already.

@@ -30,17 +30,13 @@ type server struct {
 	t testing.TB
 }
 
-func newServer(t testing.TB) *server {
-	t.Helper()
-	s := &server{Server: redistest.New(t), t: t}
+// newServer is one that runs.
+func newServer(t testing.TB) *server { return serverOf(t, redistest.Start(t)) }
+
+func serverOf(t testing.TB, r *redistest.Server) *server {
+	s := &server{Server: r, t: t}
 	s.Client = redis.NewClient(&redis.Options{Addr: s.Addr})
 	t.Cleanup(func() { s.Client.Close() })
-	return s
-}
-
-func (s *server) start() *server {
-	s.t.Helper()
-	s.Start()
 	return s
 }
 
@@ -111,7 +107,7 @@ func (s *server) known(n int64, all ...*Fleet) {
 var here = netip.MustParsePrefix("192.0.2.1/32")
 
 func TestOneRate(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	limits := ratelimit.Config{UpgradesPerIP: ratelimit.Rate{N: 60, Per: time.Hour}, UpgradesPerIPBurst: 5, AuthFailuresPerIP: ratelimit.Rate{N: 2, Per: time.Hour}}
 	a, _ := s.newInstance("a", limits)
 	b, _ := s.newInstance("b", limits)
@@ -146,7 +142,7 @@ func TestOneRate(t *testing.T) {
 
 // A fourth session of a subject with a cap of three is refused wherever it knocks, also when thirty try at once.
 func TestOneCap(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	limits := ratelimit.Config{SessionsPerSubject: 3}
 	var all []*Fleet
 	for _, name := range []string{"a", "b", "c"} {
@@ -199,7 +195,7 @@ func TestOneCap(t *testing.T) {
 
 // A session that comes back from another address is counted there.
 func TestPlaceMoves(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	f, _ := s.newInstance("a", ratelimit.Config{SessionsPerIP: 1})
 	s.known(1, f)
 	ctx := context.Background()
@@ -214,7 +210,7 @@ func TestPlaceMoves(t *testing.T) {
 
 // Sessions that begin and end by the hundred, from many addresses, leave nothing behind.
 func TestManySessions(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	f, _ := s.newInstance("a", ratelimit.Config{SessionsPerIP: 10, Sessions: 10_000})
 	s.known(1, f)
 	ctx := context.Background()
@@ -240,7 +236,7 @@ func TestManySessions(t *testing.T) {
 // What an instance held that was killed is free when its heartbeat is stale; what it had is forgotten.
 func TestDeadInstance(t *testing.T) {
 	t.Parallel()
-	s := newServer(t).start()
+	s := newServer(t)
 	limits := ratelimit.Config{Sessions: 1}
 	a, _ := s.newInstance("a", limits)
 	b, _ := s.newInstance("b", limits)
@@ -269,7 +265,7 @@ func TestDeadInstance(t *testing.T) {
 
 // An instance that finds its counts gone writes them anew.
 func TestFlushAll(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	limits := ratelimit.Config{SessionsPerSubject: 2, Sessions: 10}
 	a, _ := s.newInstance("a", limits)
 	b, _ := s.newInstance("b", limits)
@@ -291,7 +287,7 @@ func TestFlushAll(t *testing.T) {
 // share, and one warning tells of each outage.
 func TestRedisComesAndGoes(t *testing.T) {
 	t.Parallel()
-	s := newServer(t)
+	s := serverOf(t, redistest.New(t)) // which does not run yet
 	limits := ratelimit.Config{SessionsPerSubject: 4}
 	a, log := s.newInstanceWith("a", limits, 100*time.Millisecond)
 	ctx := context.Background()
@@ -309,7 +305,7 @@ func TestRedisComesAndGoes(t *testing.T) {
 			t.Errorf("session %d alone: got %+v", i+1, v)
 		}
 	}
-	s.start()
+	s.Start()
 	s.until("it counts in Redis", func() bool { return s.HGet(ctx, "{test}:cap:s:"+subjectKey("Alice"), "a").Val() == "4" })
 	b, _ := s.newInstanceWith("b", limits, 100*time.Millisecond)
 	s.known(2, a, b)
@@ -340,7 +336,7 @@ func TestRedisComesAndGoes(t *testing.T) {
 
 // What is under a key need not be ours: it costs the fleet its Redis, and nobody else anything.
 func TestWrongType(t *testing.T) {
-	s := newServer(t).start()
+	s := newServer(t)
 	f, log := s.newInstance("a", ratelimit.Config{Sessions: 5})
 	s.known(1, f)
 	ctx := context.Background()

@@ -88,9 +88,13 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		}
 		answer = g.switchingProtocols(u)
 	}
-	if u.resumption {
+	var first []byte
+	switch {
+	case u.resumption && g.Sessions.Resumes():
+		first, answer = append(answer, s.FirstMessage()...), nil // which the relay writes
+	case u.resumption:
 		answer = append(answer, s.FirstMessage()...)
-	} else {
+	default:
 		answer = append(answer, s.Hello(session.End(u.grant.Decision))...)
 	}
 	if len(answer) > 0 {
@@ -105,7 +109,7 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 		ClientEarly:   u.socket.buffered,
 		UpstreamEarly: u.upstream.Early,
 		Extensions:    strings.Clone(u.upstream.Extensions),
-	})
+	}, first)
 	started = true
 	u.socket.leavePending()
 	u.held = held{} // the session's

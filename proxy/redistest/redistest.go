@@ -14,10 +14,11 @@ import (
 
 // Server is a Redis on a free port of 127.0.0.1.
 type Server struct {
-	Addr string // host:port
-	t    testing.TB
-	dir  string
-	cmd  *exec.Cmd
+	Addr  string // host:port
+	t     testing.TB
+	dir   string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has
 }
 
 // New finds a port and starts nothing yet. Where there is no redis-server the test is left out; .ci/run installs it.
@@ -37,9 +38,13 @@ func New(t testing.TB) *Server {
 // Start starts it, and kills it at the end of the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := New(t)
-	s.Start()
-	return s
+	for range 5 {
+		if s := New(t); s.start() {
+			return s
+		}
+	}
+	t.Fatal("redis-server does not start")
+	return nil
 }
 
 // URL is that of REDIS_URL.
@@ -48,17 +53,42 @@ func (s *Server) URL() string { return "redis://" + s.Addr }
 // Start starts it, and returns when it answers.
 func (s *Server) Start() {
 	s.t.Helper()
+	if !s.start() {
+		s.t.Fatal("redis-server does not start; another program may have its port")
+	}
+}
+
+// start reports false where the program has ended at once: somebody else has taken the port.
+func (s *Server) start() bool {
+	s.t.Helper()
 	_, port, _ := net.SplitHostPort(s.Addr)
 	s.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no")
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(s.Kill)
+	s.ended = make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) {
+		cmd.Wait()
+		close(ended)
+	}(s.cmd, s.ended)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(20 * time.Second); !s.answers(); {
+	for timeout := time.After(20 * time.Second); ; {
 		select {
+		case <-s.ended:
+			s.cmd = nil
+			return false
 		case <-tick.C:
+			if s.answers() {
+				select {
+				case <-s.ended: // the answer was another's
+					s.cmd = nil
+					return false
+				default:
+					return true
+				}
+			}
 		case <-timeout:
 			s.t.Fatal("redis-server does not answer")
 		}
@@ -86,7 +116,7 @@ func (s *Server) Kill() {
 	if s.cmd != nil {
 		s.Continue()
 		s.cmd.Process.Kill()
-		s.cmd.Wait()
+		<-s.ended
 		s.cmd = nil
 	}
 }

@@ -197,13 +197,18 @@ func (b *budget) add(n int) {
 	}
 }
 
-// startResumption makes a session resumable whose client has its first token already.
+// startResumption makes a session resumable.
 func (p *policy) startResumption(h *Resumable, now moment) {
 	if h == nil {
 		return
 	}
-	p.resume = &resumption{owner: h.Owner, heard: now, owed: now, credit: 1}
+	p.resume = &resumption{owner: h.Owner, heard: now, owed: now}
 	p.resume.tokens.issue(h.Secret)
+	if h.First != nil {
+		p.resume.ensure().own = h.First
+	} else {
+		p.resume.credit++
+	}
 	p.resume.up.lastAck = now
 	p.wakeBy(now + p.resumeRules.beat)
 }

@@ -13,7 +13,8 @@ import (
 // Resumable has a session wait for its client when that is gone.
 type Resumable struct {
 	Owner  Owner
-	Secret [16]byte // of the token, of generation 1, that the client has already
+	Secret [16]byte // of its first token, of generation 1
+	First  []byte   // what the client gets before anything else; nil: it has that already
 }
 
 // Owner is told what becomes of a resumable session. Each method is called where the session's state is touched, and must not block.

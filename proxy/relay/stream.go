@@ -31,6 +31,7 @@ type stream struct {
 	timer    *time.Timer // runs tick
 	armed    moment      // when it fires
 	writing  [2]bool     // that side has a writer
+	inWrite  [2]bool     // which is in a call of Write
 	free     sync.Cond   // of mu: a side has none any more
 	thawed   sync.Cond   // of mu: a side that is held may be read again
 	closed   [2]bool     // somebody closes that side's connection, or has
@@ -126,11 +127,16 @@ func (s *stream) write(to side, b []byte) {
 		return
 	}
 	conn := s.conns[to]
+	s.inWrite[to] = true
 	s.mu.Unlock()
 	_, err := conn.Write(b)
 	s.mu.Lock()
+	s.inWrite[to] = false
 	switch {
-	case s.conns[to] != conn: // another has taken its place
+	case s.conns[to] != conn && err == nil: // another has taken its place meanwhile
+		go s.relay.dismissals.dismiss(conn, s.relay.closeTimeout)
+	case s.conns[to] != conn:
+		go conn.Close()
 	case err != nil:
 		s.policy.writeFailed(to, now())
 	default:
@@ -237,14 +243,20 @@ func (s *stream) prepare(conn net.Conn) (replace func([]byte), cancel func(), er
 	return func(early []byte) { s.replaceClient(conn, early) }, func() {}, nil
 }
 
+// takeoverGrace is how long a write to a connection may still take whose place another has taken: its Close frame goes behind whole
+// frames only, and the new connection has to wait for that writer.
+const takeoverGrace = 50 * time.Millisecond
+
 // replaceClient gives the session another connection of its client's. The caller holds mu.
 func (s *stream) replaceClient(conn net.Conn, early []byte) {
 	old := s.conns[client]
 	switch {
 	case s.closed[client]:
 		s.open++
-	case s.writing[client] || s.policy.resume.firstUnsent: // maybe inside a frame
+	case s.policy.resume.firstUnsent:
 		go old.Close()
+	case s.inWrite[client]: // its writer sees to it, soon
+		old.SetWriteDeadline(time.Now().Add(takeoverGrace))
 	default:
 		go s.relay.dismissals.dismiss(old, s.relay.closeTimeout)
 	}

@@ -90,7 +90,7 @@ func (p *peer) start(t testing.TB) {
 	p.conn, p.reader = client, bufio.NewReader(client)
 	client.SetDeadline(time.Now().Add(patience))
 	t.Cleanup(func() { client.Close(); far.Close() })
-	p.Start(relay.Handover{Client: near, Upstream: upstream, Extensions: p.extensions})
+	p.Start(relay.Handover{Client: near, Upstream: upstream, Extensions: p.extensions}, nil)
 }
 
 func pair(t testing.TB) (dialed, accepted net.Conn) {

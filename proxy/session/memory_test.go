@@ -81,7 +81,7 @@ func TestMemoryOfAResumableSession(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.Start(relay.Handover{Client: c[0], Upstream: c[2]})
+			s.Start(relay.Handover{Client: c[0], Upstream: c[2]}, nil)
 		}
 		open(0)
 		before := heap()

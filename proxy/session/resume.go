@@ -341,7 +341,13 @@ func (m *Manager) FindReturn(r Return) (*Session, relay.Verdict) {
 	}
 	live := s.control.relayed()
 	if live == nil {
-		return nil, relay.Stale // its first message is only just on its way
+		// Its first message has gone, and it is being noted that the relay has it.
+		m.publisher.Lock()
+		live = s.control.relayed()
+		m.publisher.Unlock()
+	}
+	if live == nil {
+		return nil, relay.Unknown
 	}
 	verdict := m.relay.CheckReturn(live, relay.Return{Token: token, Count: r.Count, Attempt: r.Attempt})
 	if verdict != relay.Accepted {

@@ -79,8 +79,9 @@ type ending struct {
 }
 
 // Start hands both connections to the relay, which owns them and the session's slot from here on. The session may be over before
-// Start returns. h.Ended, h.Recipient, h.Pushes and h.Resume are set here.
-func (s *Session) Start(h relay.Handover) {
+// Start returns. h.Ended, h.Recipient, h.Pushes and h.Resume are set here. first is what the client of a resumable session gets
+// before anything else: it comes when the session can be returned to.
+func (s *Session) Start(h relay.Handover, first []byte) {
 	m := s.manager
 	m.metrics.SessionStarted()
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
@@ -93,7 +94,7 @@ func (s *Session) Start(h relay.Handover) {
 	m.publisher.Lock() // a push is before the start, and then the relay has it before it reads anything, or behind it
 	h.Recipient, h.Pushes = (*recipient)(s), s.control.early()
 	if r := s.resume; r != nil {
-		h.Resume = &relay.Resumable{Owner: (*recipient)(s), Secret: *r.secret}
+		h.Resume = &relay.Resumable{Owner: (*recipient)(s), Secret: *r.secret, First: first}
 		r.secret = nil
 	}
 	if s.control.history != nil && !m.relay.CanPush(h.Extensions) {
