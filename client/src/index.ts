@@ -410,7 +410,7 @@ export default class Portcullis extends EventTarget {
       return;
     }
     if (!r?.resumable || opened && wasClean) this.#reset(); // a Close of the gate's, or of the application behind it, ends the session
-    if (!this.#known && this.#plain < 2) this.#plain = opened || this.#plain ? 0 : 1; // what answers may know nothing of the offer, and fail for it
+    if (!this.#known && this.#plain < 2) this.#plain = opened || this.#plain || code !== 1006 ? 0 : 1; // what answers may know nothing of the offer, and fail for it
     this.#state = Portcullis.CONNECTING;
     const delay = Math.max(this.#backoff.next(lived) + (verdict.crowd ? Math.random() * spread : 0), verdict.wait);
     this.#emit(new ReconnectEvent(code, reason, this.#backoff.failures, delay), null);

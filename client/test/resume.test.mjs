@@ -572,6 +572,17 @@ test('a connection that is given up ends no session', async (t) => {
   assert.deepEqual(events, ['open', 'resumed']);
 });
 
+test('a refusal is no reason to do without resumption', async (t) => {
+  let asked = 0;
+  const { proxy, socket } = await start(t, {
+    settings: { UPSTREAM_URL: '', AUTH_MODE: '', AUTH_TOKEN_FROM: '' }, options: { token: () => { asked += 1; return asked === 1 ? 'wrong' : 'token'; } },
+  });
+  const back = next(socket, 'resumed');
+  proxy.last().reset();
+  await back;
+  assert.equal(asked, 2);
+});
+
 test('a token as the first message, and a return without', async (t) => {
   let asked = 0;
   const { app, proxy, socket, got } = await start(t, {
