@@ -219,7 +219,7 @@ func (p *program) run(signals <-chan os.Signal) int {
 
 	select {
 	case err := <-served:
-		p.log.Error("the front listener failed", "error", err)
+		p.log.Error("it cannot go on", "error", err)
 		p.proxy.Cut()
 		return exitFailed
 	case s := <-signals:

@@ -14,14 +14,17 @@ import (
 var beyond = map[string][]string{
 	"portcullis/proxy/api": {
 		"portcullis/proxy/gate", "portcullis/proxy/session", "portcullis/proxy/refusal", "portcullis/proxy/auth", "portcullis/proxy/ticket",
-		"portcullis/proxy/relay", "portcullis/proxy/frame", "portcullis/ratelimit", "golang.org/x/time/rate",
+		"portcullis/proxy/relay", "portcullis/proxy/frame", "portcullis/proxy/fleet", "portcullis/ratelimit", "golang.org/x/time/rate",
 	},
 	"portcullis/proxy/gate": {
 		"portcullis/proxy/session", "portcullis/proxy/refusal", "portcullis/proxy/relay", "portcullis/proxy/admin", "portcullis/proxy/auth",
 		"portcullis/proxy/clientip", "portcullis/proxy/frame", "portcullis/proxy/header", "portcullis/proxy/origin", "portcullis/proxy/ticket",
 		"portcullis/ratelimit", "portcullis/upstream", "golang.org/x/time/rate", "portcullis/proxy/fleet",
 	},
-	"portcullis/proxy/fleet": {"portcullis/ratelimit", "portcullis/proxy/admin", "github.com/redis/go-redis/v9", "github.com/sony/gobreaker/v2"},
+	"portcullis/proxy/fleet": {
+		"portcullis/ratelimit", "portcullis/proxy/admin", "github.com/redis/go-redis/v9", "github.com/sony/gobreaker/v2",
+		"github.com/rabbitmq/amqp091-go", "github.com/twmb/franz-go/pkg/", "golang.org/x/time/rate",
+	},
 	"portcullis/proxy/session": {
 		"portcullis/proxy/relay", "portcullis/proxy/lease", "portcullis/proxy/admin", "portcullis/proxy/auth", "portcullis/proxy/frame",
 		"portcullis/ratelimit", "golang.org/x/time/rate",

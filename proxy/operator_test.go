@@ -193,7 +193,7 @@ func TestOperatorBadInput(t *testing.T) {
 		{"GET", "/api/sessions?limit=0", "", 400, "limit: want a number from 1 to 1000"},
 		{"GET", "/api/sessions?limit=1001", "", 400, "limit: want a number from 1 to 1000"},
 		{"GET", "/api/sessions?limit=x", "", 400, "limit: want a number from 1 to 1000"},
-		{"GET", "/api/sessions?cursor=AAAA", "", 400, "cursor: it is not of this process, or of another filter; want next of the page before, or none to begin anew"},
+		{"GET", "/api/sessions?cursor=AAAA", "", 400, "cursor: it is of another filter, or none; want next of the page before, or leave it out to begin anew"},
 		{"DELETE", "/api/sessions", "", 400, "there is no filter; want one, or all=true for every session"},
 		{"DELETE", "/api/sessions?code=3003", "", 400, "there is no filter; want one, or all=true for every session"},
 		{"DELETE", "/api/sessions?all=yes", "", 400, "all: want true, or another filter"},

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"portcullis/proxy/admin"
@@ -79,6 +80,7 @@ type Proxy struct {
 	endBase                  context.CancelFunc
 	stopAccepting            context.CancelFunc // ends the gate's Accepting
 	requests                 requests
+	failure                  atomic.Pointer[error] // why Serve is to return; nil: it is not
 }
 
 // New checks the whole of c and compiles it. The error joins every mistake, one a line.
@@ -119,7 +121,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	c.API.Renewal, c.API.Logger = c.Session.Renewal, log
 
-	parts := gate.Parts{Report: p.report, Metrics: metrics, Log: log, Tickets: c.API.NewTickets(), Base: p.base, Accepting: accepting}
+	parts := gate.Parts{Report: p.report, Metrics: metrics, Log: log, Base: p.base, Accepting: accepting}
 	var mistakes []error
 	var err error
 	note := func() { mistakes = append(mistakes, err) }
@@ -131,9 +133,14 @@ func New(c Config) (*Proxy, error) {
 	note()
 	c.Fleet.Instance = c.Fleet.InstanceName()
 	c.Fleet.Limits, c.Fleet.Logger, c.Fleet.Metrics = c.Limits, log, metrics
+	c.Fleet.MaxMessage, c.Fleet.Failed = c.API.MaxMessage(), p.fail
+	c.Fleet.HistoryPushes, c.Fleet.HistoryAge = c.Session.History.Pushes, c.Session.History.Age
 	p.fleet, err = fleet.New(c.Fleet)
 	note()
+	c.API.Reached = c.API.AdminToken != "" || c.Fleet.BusURL != ""
+	c.Session.Shared = p.fleet != nil
 	parts.Fleet, c.Session.Instance = p.fleet, c.Fleet.Instance
+	c.Auth.Secret = p.fleet.Secret()
 	p.auth, err = auth.New(c.Auth)
 	note()
 	parts.Upstream, err = upstream.New(c.Upstream)
@@ -146,10 +153,11 @@ func New(c Config) (*Proxy, error) {
 	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
 	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
 	c.Session.Limits = session.Limits{Messages: perSession.Messages, Burst: perSession.Burst, Bytes: perSession.Bytes}
-	c.Session.Listed = c.API.AdminToken != ""
+	c.Session.Listed = c.API.Reached
 	p.sessions, err = session.New(c.Session)
 	note()
 	parts.Sessions = p.sessions
+	parts.Tickets = c.API.NewTickets(p.fleet)
 	p.gate, err = gate.New(c.Gate, parts)
 	note()
 	if err := errors.Join(append(mistakes, c.check())...); err != nil {
@@ -164,11 +172,9 @@ func New(c Config) (*Proxy, error) {
 		bytes, _ := c.Session.Relay.KeptTotal()
 		return float64(bytes)
 	})
-	p.api = api.New(c.API, p.gate, p.sessions)
-	p.operator = api.NewOperator(c.API, p.sessions)
-	if p.fleet != nil && p.operator != nil {
-		p.operator.Share(p.fleet.Join(p.operator.Obey))
-	}
+	all := api.NewInstances(c.API, p.fleet, p.sessions)
+	p.api = api.New(c.API, p.gate, all)
+	p.operator = api.NewOperator(c.API, p.sessions, all)
 	for _, warning := range p.auth.Warnings() {
 		log.Warn(warning)
 	}
@@ -219,7 +225,7 @@ func (c *Config) check() error {
 
 // KnownReasons are the label values that Config.Metrics must be made for.
 func KnownReasons() admin.Known {
-	known := admin.Known{RefusalReasons: refusal.Reasons(), PushDrops: relay.Drops(), EndReasons: make(map[string][]int)}
+	known := admin.Known{RefusalReasons: refusal.Reasons(), PushDrops: relay.Drops(), BusDrops: fleet.Drops(), EndReasons: make(map[string][]int)}
 	for r, codes := range relay.Reasons() {
 		known.EndReasons[string(r)] = codes
 	}
@@ -230,7 +236,7 @@ func KnownReasons() admin.Known {
 func Descriptors() int { return front.Descriptors() }
 
 // Ready says why no client can be let in yet, although p serves. Nil: it can be.
-func (p *Proxy) Ready() error { return p.auth.Ready() }
+func (p *Proxy) Ready() error { return cmp.Or(p.auth.Ready(), p.fleet.Ready()) }
 
 // Operator answers /api on the operator's listener; nil without ADMIN_TOKEN.
 func (p *Proxy) Operator() http.Handler {
@@ -260,9 +266,21 @@ func (p *Proxy) serve(c gate.Client, r *http.Request) {
 	p.gate.Serve(request)
 }
 
-// Serve accepts connections from l until Drain or Cut, which make it return nil, or until l fails. It closes l. It is called
-// once.
-func (p *Proxy) Serve(l net.Listener) error { return p.front.Serve(l) }
+// Serve accepts connections from l until Drain or Cut, which make it return nil, or until l fails, or until this instance cannot be
+// one of its fleet. It closes l. It is called once.
+func (p *Proxy) Serve(l net.Listener) error {
+	err := p.front.Serve(l)
+	if failure := p.failure.Load(); failure != nil {
+		return *failure
+	}
+	return err
+}
+
+// fail has Serve return.
+func (p *Proxy) fail(err error) {
+	p.failure.Store(&err)
+	p.front.Close()
+}
 
 // Drain ends the life of p in order. It returns nil when all is over, and an error when it cut what was left: because
 // DRAIN_TIMEOUT ran out, ctx ended or Cut was called.
@@ -277,6 +295,7 @@ func (p *Proxy) Drain(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(p.base, cancel)()
 
+	p.fleet.Drain()
 	select {
 	case <-time.After(p.drainDelay):
 	case <-ctx.Done():

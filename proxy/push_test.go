@@ -37,7 +37,7 @@ func eachRelay(t *testing.T, test func(t *testing.T, edit func(*Config))) {
 }
 
 func (g *testGate) push(f session.Filter, text string) relay.Reach {
-	reach, _ := g.sessions.Send(f, session.Message{Body: []byte(text)})
+	reach, _ := g.sessions.Send(f, session.Message{Body: []byte(text)}, "")
 	return reach
 }
 

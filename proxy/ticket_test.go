@@ -15,9 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"portcullis/proxy/auth"
 	"portcullis/proxy/refusal"
-	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
 )
 
@@ -244,8 +242,10 @@ func TestSessionOfATicketIsVerifiedAgain(t *testing.T) {
 }
 
 func TestUnusedTicketsAreCapped(t *testing.T) {
-	g := newGate(t, newBackend(t, nil).url, ticketing)
-	g.gate.Tickets = ticket.New[auth.Grant](ticket.Config{TTL: time.Hour, Total: 3, PerOwner: 2})
+	g := newGate(t, newBackend(t, nil).url, func(c *Config) {
+		ticketing(c)
+		c.API.MaxTickets, c.API.MaxTicketsEach = 3, 2
+	})
 	var got []string
 	for _, addr := range []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"} {
 		token := "good"
@@ -301,7 +301,7 @@ func BenchmarkTicket(b *testing.B) {
 		if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
 			b.Fatal(err)
 		}
-		if _, ok := g.gate.Tickets.Redeem(a.Ticket, key); !ok {
+		if _, err := g.gate.Tickets.Redeem(b.Context(), a.Ticket, key); err != nil {
 			b.Fatal("the ticket is not good")
 		}
 	}

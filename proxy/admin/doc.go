@@ -27,7 +27,8 @@
 //	portcullis_resumptions_lost_total                           counter    sessions that are resumable no more, for want of memory
 //	portcullis_resume_kept_bytes                                gauge      what resumable sessions keep
 //	portcullis_fleet_instances                                  gauge      instances of the fleet, as last known
-//	portcullis_bus_dropped_total                                counter    messages on its bus that cannot be read
+//	portcullis_bus_dropped_total{reason}                        counter    messages on its bus that are not obeyed
+//	portcullis_bus_missed_total                                 counter    those that have not come, by their numbers
 //	portcullis_redis_call_duration_seconds{result}              histogram  .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 10
 //	portcullis_pushes_total{result}                             counter    pushes, one for each session
 //	portcullis_pushes_dropped_total{reason}                     counter    those that were queued and not delivered

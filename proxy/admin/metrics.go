@@ -16,6 +16,7 @@ import (
 type Known struct {
 	RefusalReasons []string         // of [Metrics.Refused]
 	PushDrops      []string         // of [Metrics.PushDropped]
+	BusDrops       []string         // of [Metrics.BusDropped]
 	EndReasons     map[string][]int // of [Metrics.SessionEnded], each with the codes that it usually comes with
 	Version        string           // of the program; empty: what Go's build information says
 }
@@ -71,7 +72,8 @@ type Metrics struct {
 	resumptions    map[string]prometheus.Counter // returns, by what came of them
 	resumptionLost prometheus.Counter
 	instances      prometheus.Gauge
-	busDropped     prometheus.Counter
+	busDropped     map[string]prometheus.Counter
+	busMissed      prometheus.Counter
 	redisCalls     map[string]prometheus.Observer
 	kept           atomic.Pointer[func() float64] // nil: nothing keeps anything
 
@@ -94,6 +96,7 @@ func NewMetrics(known Known) *Metrics {
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
 		dropped  = newCounterVec("pushes_dropped_total", "Pushes that were queued for a session and not delivered, by reason.", "reason")
 		resumed  = newCounterVec("resumptions_total", "Clients that came back to their session, by result.", "result")
+		onBus    = newCounterVec("bus_dropped_total", "Messages on the bus of the fleet that were dropped, by reason.", "reason")
 		redis    = newHistogramVec("redis_call_duration_seconds", "Time Redis took for a call of the fleet.", "result")
 		auth     = newHistogramVec("auth_call_duration_seconds", "Time a verifier took for one credential.", "result")
 		dial     = newHistogramVec("upstream_dial_duration_seconds", "Time to reach an upstream, or to fail to.", "result")
@@ -122,8 +125,9 @@ func NewMetrics(known Known) *Metrics {
 			Name: "portcullis_sessions_detached", Help: "Sessions whose client is away and may come back.",
 		}),
 		resumptions: resolve(resumeResults, func(result string) prometheus.Counter { return resumed.WithLabelValues(result) }),
-		busDropped: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "portcullis_bus_dropped_total", Help: "Messages on the bus of the fleet that were none of ours.",
+		busDropped:  resolve(known.BusDrops, func(reason string) prometheus.Counter { return onBus.WithLabelValues(reason) }),
+		busMissed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portcullis_bus_missed_total", Help: "Messages of the bus of the fleet that have not come, by their numbers.",
 		}),
 		instances: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_fleet_instances", Help: "Instances of the fleet that live, as last known; 0 without one.",
@@ -154,7 +158,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.busDropped, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -203,8 +207,11 @@ func (m *Metrics) FleetCall(answered bool, d time.Duration) {
 	m.redisCalls[result].Observe(d.Seconds())
 }
 
-// BusDropped counts a message on the bus that cannot be read.
-func (m *Metrics) BusDropped() { m.busDropped.Inc() }
+// BusDropped counts a message on the bus that nobody obeys.
+func (m *Metrics) BusDropped(reason string) { childOf(m.busDropped, reason).Inc() }
+
+// BusMissed counts messages of the bus that have not come.
+func (m *Metrics) BusMissed(n int64) { m.busMissed.Add(float64(n)) }
 
 // FleetSize notes how many instances live.
 func (m *Metrics) FleetSize(n int) { m.instances.Set(float64(n)) }

@@ -39,11 +39,16 @@ type Config struct {
 	// buffer of a session, which is then what the environment has for a default.
 	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
 
+	// MaxTickets and MaxTicketsEach bound the tickets that are not used yet: all, and those of one address or one subject. Zero: 16,384
+	// and 256. With each a token is kept: 128 MiB if all are as long as they may be, some 20 MiB if they are as usual.
+	MaxTickets, MaxTicketsEach int `env:"-"`
 	// OpenAPI describes /api, and is served there.
 	OpenAPI []byte `env:"-"`
 	// TokenEndpoint answers /token, unless PATHS serve that path: 400 for a token that is not accepted. It is held to the limits of
 	// an upgrade. Nil: none.
 	TokenEndpoint http.Handler `env:"-"`
+	// Reached has this instance obey what is on the bus of its fleet.
+	Reached bool `env:"-"`
 	// Renewal answers POST /.portcullis/session.
 	Renewal bool `env:"-"`
 	// Logger gets what was issued, at debug level.
@@ -70,13 +75,13 @@ func (c *Config) Check(a *auth.Config) (mistakes []error) {
 // API answers the gate's own paths. It is safe for concurrent use.
 type API struct {
 	gate     *gate.Gate
-	sessions *session.Manager // nil: sessions cannot be renewed
-	token    http.Handler     // nil: no token endpoint
+	sessions *Instances   // nil: sessions cannot be renewed
+	token    http.Handler // nil: no token endpoint
 	log      *slog.Logger
 }
 
 // New returns an API whose requests take the checks of g, and whose tickets are in its store.
-func New(c Config, g *gate.Gate, sessions *session.Manager) *API {
+func New(c Config, g *gate.Gate, sessions *Instances) *API {
 	a := &API{gate: g, token: c.TokenEndpoint, log: c.Logger}
 	if c.Renewal {
 		a.sessions = sessions

@@ -3,90 +3,193 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
+	"portcullis/proxy/auth"
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/frame"
 	"portcullis/proxy/relay"
 	"portcullis/proxy/session"
 )
 
-// Bus carries commands to all instances, this one included, and their answers back.
-type Bus interface {
-	// Command returns the answers, in JSON, and names the instances that did not answer. An error means that nobody was told.
-	Command(ctx context.Context, command any) (answers [][]byte, silent []string, err error)
+// Instances is what has a call reach the sessions of all instances of a fleet, or of this one where it is alone. It implements
+// [fleet.Handler]. It is safe for concurrent use.
+type Instances struct {
+	sessions *session.Manager
+	pushMax  int64
+	obeys    bool         // commands of the bus are for this instance
+	fleet    *fleet.Fleet // nil: this instance is alone
+	bus      *fleet.Bus   // as fleet
 }
 
-// Share has what the API ends and sends reach the sessions of all instances on the bus. Each of them obeys by Obey.
-func (o *Operator) Share(b Bus) { o.bus = b }
+// NewInstances returns what reaches the sessions of the fleet; f is nil where there is none.
+func NewInstances(c Config, f *fleet.Fleet, sessions *session.Manager) *Instances {
+	i := &Instances{sessions: sessions, pushMax: c.PushMaxBytes, obeys: c.Reached, fleet: f}
+	if f != nil {
+		i.bus = f.Join(i)
+	}
+	return i
+}
 
-// command is what goes over the bus.
+// MaxMessage is the largest message on the bus, given the largest that is pushed: each byte of a text may take six as JSON.
+func (c *Config) MaxMessage() int { return int(min(6*c.PushMaxBytes+1<<16, 1<<30)) }
+
+// command is what goes over the bus, as docs/bus.md has it.
 type command struct {
-	Filter session.Filter `json:"filter"`
-	All    bool           `json:"all,omitempty"` // the filter leaves nobody out, and is to
-	Kick   *kickCommand   `json:"kick,omitempty"`
-	Send   *sendCommand   `json:"send,omitempty"`
+	To   target       `json:"to"`
+	Kick *kickCommand `json:"kick,omitempty"`
+	Send *sendCommand `json:"send,omitempty"`
+}
+
+// target is a filter of sessions, or all of them.
+type target struct {
+	Session string `json:"session,omitempty"`
+	Subject string `json:"subject,omitempty"`
+	Group   string `json:"group,omitempty"`
+	Path    string `json:"path,omitempty"`
+	Address string `json:"address,omitempty"`
+	Except  string `json:"except,omitempty"`
+	All     bool   `json:"all,omitempty"`
+}
+
+func targetOf(f session.Filter) target {
+	return target{f.Session, f.Subject, f.Group, f.Path, f.Address, f.Except, f.Everybody()}
+}
+
+var errTarget = errors.New("to: want one or more filters, or all, and values of up to 1024 bytes")
+
+// filter is what t chooses. No filter is a mistake, never everybody.
+func (t *target) filter() (session.Filter, error) {
+	f := session.Filter{Session: t.Session, Subject: t.Subject, Group: t.Group, Path: t.Path, Address: t.Address, Except: t.Except}
+	for _, value := range []string{t.Session, t.Subject, t.Group, t.Path, t.Address, t.Except} {
+		if len(value) > maxArgument || !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl) {
+			return f, errTarget
+		}
+	}
+	if f.Everybody() != t.All {
+		return f, errTarget
+	}
+	return f, nil
 }
 
 type kickCommand struct {
-	Code   int           `json:"code"`
-	Reason string        `json:"reason"`
-	For    time.Duration `json:"for"` // nanoseconds
+	Code   int      `json:"code,omitempty"` // 0: 3003, and the reason "kicked"
+	Reason string   `json:"reason,omitempty"`
+	For    duration `json:"for,omitempty"`
+}
+
+// duration is a time.Duration in JSON, as Go writes it: "15m0s".
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = duration(parsed)
+	return err
+}
+
+var errKick = errors.New("kick: want a code, a reason and a time that the API would take")
+
+// kick is what k says.
+func (k *kickCommand) kick(f session.Filter) (session.Kick, error) {
+	closing, err := closing(k.Code, k.Reason)
+	if err != nil || k.For < 0 || time.Duration(k.For) > maxKeepOut || k.For > 0 && !keepsOut(f) {
+		return session.Kick{}, errKick
+	}
+	return session.Kick{Closing: closing, KeepOut: time.Duration(k.For)}, nil
+}
+
+// keepsOut reports whether a filter names a subject, and so whom to keep out.
+func keepsOut(f session.Filter) bool {
+	return f.Subject != "" && f == session.Filter{Subject: f.Subject}
 }
 
 type sendCommand struct {
-	Binary bool   `json:"binary"`
-	Body   []byte `json:"body"` // in base64
+	Text   *string `json:"text,omitempty"`   // a text message
+	Base64 []byte  `json:"base64,omitempty"` // a binary one
+}
+
+func sendCommandOf(m session.Message) *sendCommand {
+	if m.Binary {
+		return &sendCommand{Base64: m.Body}
+	}
+	text := string(m.Body)
+	return &sendCommand{Text: &text}
+}
+
+var errSend = errors.New("send: want text or base64, not larger than PUSH_MAX_BYTES")
+
+// message is what s sends.
+func (s *sendCommand) message(most int64) (m session.Message, err error) {
+	if s.Text != nil {
+		m.Body = []byte(*s.Text)
+	} else {
+		m.Body, m.Binary = s.Base64, true
+	}
+	if s.Text != nil && s.Base64 != nil || int64(len(m.Body)) > most || !m.Binary && session.Reserved(m.Body) {
+		return m, errSend
+	}
+	return m, nil
 }
 
 // outcome is what came of a command in one instance, or in all of them.
 type outcome struct {
 	Reach  relay.Reach `json:"reach"`
-	ID     string      `json:"id"`   // of a push in the history
-	Full   bool        `json:"full"` // too many subjects are kept out
-	Silent []string    `json:"-"`    // instances that did not answer
+	ID     string      `json:"id,omitempty"` // of a push in the history
+	Full   bool        `json:"full,omitempty"`
+	Silent []string    `json:"-"` // instances that did not answer
 }
 
-// Obey does what a command of the bus says, with the sessions of this instance. One that is malformed does nothing.
-func (o *Operator) Obey(text []byte) any {
-	var c command
-	if json.Unmarshal(text, &c) != nil {
-		return outcome{}
+// obey does what a command says with the sessions of this instance. kept is the id of a push in the history of the fleet.
+func (i *Instances) obey(c command, kept string) (out outcome, err error) {
+	f, err := c.To.filter()
+	if err != nil {
+		return out, err
 	}
-	return o.obey(c)
-}
-
-func (o *Operator) obey(c command) (out outcome) {
 	switch {
-	case c.Filter.Everybody() != c.All, c.Kick != nil && c.Send != nil:
 	case c.Kick != nil:
-		k := session.Kick{Closing: relay.Closing{Code: c.Kick.Code, Reason: c.Kick.Reason}, KeepOut: c.Kick.For}
-		if len(k.Reason) > frame.MaxReason || !utf8.ValidString(k.Reason) || k.Code < 1000 || k.Code > 4999 || k.KeepOut < 0 || k.KeepOut > maxKeepOut {
-			return out
+		k, err := c.Kick.kick(f)
+		if err != nil {
+			return out, err
 		}
-		var err error
-		out.Reach, err = o.sessions.Kick(c.Filter, k)
+		if k.KeepOut > 0 && i.fleet != nil {
+			i.fleet.KeepOut(f.Subject, k.KeepOut)
+		}
+		out.Reach, err = i.sessions.Kick(f, k)
 		out.Full = err != nil
 	case c.Send != nil:
-		m := session.Message{Binary: c.Send.Binary, Body: c.Send.Body}
-		if int64(len(m.Body)) > o.pushMax || !m.Binary && (!utf8.Valid(m.Body) || session.Reserved(m.Body)) {
-			return out
+		m, err := c.Send.message(i.pushMax)
+		if err != nil {
+			return out, err
 		}
-		out.Reach, out.ID = o.sessions.Send(c.Filter, m)
+		out.Reach, out.ID = i.sessions.Send(f, m, kept)
 	}
-	return out
+	return out, nil
 }
 
-// everywhere has all instances obey a command, or this one alone where there is no bus. The reply is a problem: nobody obeyed.
-func (o *Operator) everywhere(ctx context.Context, c command) (out outcome, wrong *reply) {
-	c.All = c.Filter.Everybody()
-	if o.bus == nil {
-		return o.obey(c), nil
+// everywhere has all instances obey a command. The reply is a problem: nobody obeyed.
+func (i *Instances) everywhere(ctx context.Context, c command) (out outcome, wrong *reply) {
+	if i.bus == nil {
+		out, err := i.obey(c, "")
+		if err != nil {
+			return out, problem(http.StatusBadRequest, "%v", err)
+		}
+		return out, nil
 	}
-	answers, silent, err := o.bus.Command(ctx, c)
-	if err != nil {
-		return out, problem(http.StatusServiceUnavailable, "the other instances cannot be reached at the moment; nobody was")
+	answers, silent, err := i.bus.Command(ctx, encode(c))
+	switch {
+	case errors.Is(err, fleet.ErrTooLarge):
+		return out, problem(http.StatusRequestEntityTooLarge, "the bus does not take a message that large; nobody was reached")
+	case err != nil:
+		return out, away("the other instances cannot be reached at the moment; nobody was")
 	}
 	out.Silent = silent
 	for _, text := range answers {
@@ -96,6 +199,251 @@ func (o *Operator) everywhere(ctx context.Context, c command) (out outcome, wron
 		}
 		out.Reach.Add(one.Reach)
 		out.Full = out.Full || one.Full
+		out.ID = one.ID // which is the same everywhere
 	}
-	return out, nil // an id in the history of one instance is of no use to the others
+	return out, nil
+}
+
+// away is the problem of a call that may be made again soon.
+func away(text string) *reply {
+	wrong := problem(http.StatusServiceUnavailable, "%s", text)
+	wrong.header = http.Header{"Retry-After": {"1"}}
+	return wrong
+}
+
+func encode(c command) (e fleet.Command) {
+	encode := func(v any) json.RawMessage {
+		text, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // structs of strings and numbers
+		}
+		return text
+	}
+	if e.To = encode(c.To); c.Kick != nil {
+		e.Kick = encode(c.Kick)
+	}
+	if c.Send != nil {
+		e.Send = encode(c.Send)
+	}
+	return e
+}
+
+func decode(e fleet.Command) (c command, err error) {
+	if err = fleet.Strict(e.To, &c.To); err != nil {
+		return c, err
+	}
+	if e.Kick != nil {
+		err = fleet.Strict(e.Kick, &c.Kick)
+	}
+	if e.Send != nil && err == nil {
+		err = fleet.Strict(e.Send, &c.Send)
+	}
+	if err == nil && (c.Kick == nil) == (c.Send == nil) {
+		err = errors.New("want kick or send") // one of them was null
+	}
+	return c, err
+}
+
+var errNotObeyed = errors.New("without ADMIN_TOKEN and BUS_URL nothing is obeyed")
+
+// Obey implements [fleet.Handler].
+func (i *Instances) Obey(e fleet.Command, id string) (any, error) {
+	if !i.obeys {
+		return nil, errNotObeyed
+	}
+	c, err := decode(e)
+	if err != nil {
+		return nil, err
+	}
+	return i.obey(c, id)
+}
+
+// Restore implements [fleet.Handler].
+func (i *Instances) Restore(e fleet.Command, id string, age time.Duration) {
+	c, err := decode(e)
+	if err != nil || c.Send == nil {
+		return
+	}
+	f, err := c.To.filter()
+	if err != nil {
+		return
+	}
+	if m, err := c.Send.message(i.pushMax); err == nil {
+		i.sessions.Restore(f, m, id, age)
+	}
+}
+
+// Forgotten implements [fleet.Handler].
+func (i *Instances) Forgotten(id string) { i.sessions.ForgetPushes(id) }
+
+// Joined implements [fleet.Handler].
+func (i *Instances) Joined() {
+	for subject, d := range i.fleet.KeptOut(context.Background()) {
+		i.sessions.KeepOut(subject, d)
+	}
+}
+
+// question is what one instance asks all of them: one of these.
+type question struct {
+	List  *listQuestion  `json:"list,omitempty"`
+	Renew *renewQuestion `json:"renew,omitempty"`
+}
+
+// listQuestion is for a page of sessions.
+type listQuestion struct {
+	Filter session.Filter `json:"filter"`
+	Limit  int            `json:"limit"`
+	After  place          `json:"after"`
+}
+
+// place is one in the list of all sessions, behind a session.
+type place struct {
+	Order    int64  `json:"order"` // when it was opened, in nanoseconds since 1970, by the clock of its instance
+	Instance string `json:"instance"`
+}
+
+func (p place) compare(other place) int {
+	if p.Order != other.Order {
+		return int(min(1, max(-1, p.Order-other.Order)))
+	}
+	return strings.Compare(p.Instance, other.Instance)
+}
+
+// listed is a session of a page.
+type listed struct {
+	Place  place           `json:"place"`
+	Status json.RawMessage `json:"status"`
+}
+
+// page is a part of the list.
+type page struct {
+	Sessions []listed `json:"sessions"`
+	More     bool     `json:"more"` // there are others behind it
+}
+
+type renewQuestion struct {
+	ID    string     `json:"id"`
+	Grant auth.Grant `json:"grant"`
+}
+
+// renewal is what came of one.
+type renewal struct {
+	Renewed bool                 `json:"renewed"`
+	Groups  *session.GroupsError `json:"groups,omitempty"` // what is wrong with those of the token
+}
+
+// Answer implements [fleet.Handler].
+func (i *Instances) Answer(text []byte) any {
+	var q question
+	switch err := fleet.Strict(text, &q); {
+	case err != nil:
+	case q.List != nil:
+		return i.ownPage(*q.List)
+	case q.Renew != nil:
+		renewed, err := i.renewOwn(q.Renew.ID, q.Renew.Grant)
+		r := renewal{Renewed: renewed}
+		r.Groups, _ = errors.AsType[*session.GroupsError](err)
+		return r
+	}
+	return struct{}{}
+}
+
+// ownPage is a page of this instance's sessions.
+func (i *Instances) ownPage(q listQuestion) (p page) {
+	if !i.sessions.Finds() || q.Limit < 1 || q.Limit > maxPage {
+		return p
+	}
+	name, after := i.sessions.Instance(), q.After.Order
+	if after > 0 && name > q.After.Instance {
+		after-- // it comes behind sessions of that very moment in the instance of the place
+	}
+	sessions, next := i.sessions.List(q.Filter, q.Limit, after)
+	for _, s := range sessions {
+		text, err := json.Marshal(s)
+		if err != nil {
+			panic(err) // a struct of strings and numbers
+		}
+		p.Sessions = append(p.Sessions, listed{place{time.Time(s.Since).UnixNano(), name}, text})
+	}
+	p.More = next != 0
+	return p
+}
+
+// list is a page of the sessions of all instances. Those that did not answer are named.
+func (i *Instances) list(ctx context.Context, q listQuestion) (all page, silent []string) {
+	if i.bus == nil {
+		return i.ownPage(q), nil
+	}
+	answers, silent, err := i.bus.Ask(ctx, question{List: &q}, nil)
+	if err != nil {
+		return i.ownPage(q), i.fleet.Others()
+	}
+	for _, text := range answers {
+		var p page
+		if json.Unmarshal(text, &p) == nil {
+			all.Sessions = append(all.Sessions, p.Sessions...)
+			all.More = all.More || p.More
+		}
+	}
+	slices.SortFunc(all.Sessions, func(a, b listed) int { return a.Place.compare(b.Place) })
+	if len(all.Sessions) > q.Limit {
+		all.Sessions, all.More = all.Sessions[:q.Limit], true
+	}
+	return all, silent
+}
+
+var errSilent = errors.New("an instance that may have the session does not answer")
+
+// renew has the session of that id live on by another grant, in whichever instance it is. The error is a [*session.GroupsError], or
+// says that nobody knows.
+func (i *Instances) renew(ctx context.Context, id string, g auth.Grant) (renewed bool, err error) {
+	if renewed, err = i.renewOwn(id, g); renewed || err != nil || i.bus == nil {
+		return renewed, err
+	}
+	var r renewal
+	answers, silent, err := i.bus.Ask(ctx, question{Renew: &renewQuestion{id, g}}, func(answer []byte) bool {
+		var one renewal
+		return json.Unmarshal(answer, &one) == nil && (one.Renewed || one.Groups != nil)
+	})
+	if err != nil {
+		return false, err
+	}
+	if len(answers) > 0 && json.Unmarshal(answers[len(answers)-1], &r) == nil && r.Groups != nil {
+		return false, r.Groups
+	}
+	if !r.Renewed && len(silent) > 0 {
+		return false, errSilent
+	}
+	return r.Renewed, nil
+}
+
+func (i *Instances) renewOwn(id string, g auth.Grant) (bool, error) {
+	if !i.sessions.Finds() {
+		return false, nil
+	}
+	return i.sessions.Renew(id, g)
+}
+
+var (
+	errCode   = errors.New("code: want 1000, 1008, or one from 3000 to 4999 (RFC 6455, section 7.4)")
+	errReason = fmt.Errorf("reason: want at most %d bytes", frame.MaxReason)
+)
+
+// closing is what the Close frames of a kick say. A code of 0 is that of whoever is not wanted.
+func closing(code int, reason string) (c relay.Closing, err error) {
+	switch {
+	case code == 0:
+		c = relay.Closing{Code: frame.CodeForbidden, Reason: "kicked"}
+	case code != frame.CodeNormal && code != frame.CodePolicy && (code < 3000 || code > 4999):
+		return c, errCode
+	default:
+		c.Code = code
+	}
+	if len(reason) > frame.MaxReason || !utf8.ValidString(reason) {
+		return c, errReason
+	}
+	if reason != "" {
+		c.Reason = reason
+	}
+	return c, nil
 }

@@ -2,10 +2,15 @@ package api
 
 import (
 	"container/list"
+	"context"
 	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"net/http"
 	"sync"
 	"time"
+
+	"portcullis/proxy/fleet"
 )
 
 const (
@@ -17,6 +22,8 @@ const (
 
 // replies are the answers to calls that have an Idempotency-Key, so that a call which is sent again has its effect once.
 type replies struct {
+	fleet *fleet.Fleet // which keeps them for all instances; nil: this one is alone
+
 	mu    sync.Mutex // guards what follows
 	byKey map[string]*keptReply
 	done  list.List // of *keptReply that have an answer, the oldest first
@@ -29,7 +36,9 @@ type keptReply struct {
 	at     time.Time         // when it was answered
 }
 
-func newReplies() *replies { return &replies{byKey: make(map[string]*keptReply)} }
+func newReplies(f *fleet.Fleet) *replies {
+	return &replies{fleet: f, byKey: make(map[string]*keptReply)}
+}
 
 // once has do answer a call, unless one with the same key has been answered.
 func (r *replies) once(c *call, do func() *reply) *reply {
@@ -41,19 +50,16 @@ func (r *replies) once(c *call, do func() *reply) *reply {
 	if len(keys) > 1 || key == "" || len(key) > maxKey || !isVisible(key) {
 		return problem(http.StatusBadRequest, "Idempotency-Key: want 1 to %d visible ASCII characters, once", maxKey)
 	}
-	kept, answer := r.begin(key, c.digest())
+	begin := r.begin
+	if r.fleet != nil {
+		begin = r.beginInFleet
+	}
+	finish, answer := begin(c.Context(), key, c.digest())
 	if answer != nil {
 		return answer
 	}
-	finished := false
-	defer func() {
-		if !finished {
-			r.forget(kept) // a panic is no answer
-		}
-	}()
+	defer func() { finish(answer) }() // nil after a panic
 	answer = do()
-	finished = true
-	r.finish(kept, answer)
 	return answer
 }
 
@@ -65,22 +71,32 @@ func (c *call) digest() [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// begin enters a call, or returns the answer where it is not to be done.
-func (r *replies) begin(key string, call [sha256.Size]byte) (*keptReply, *reply) {
+// again is the answer to a call whose key has been used: for the same call or another, which has been answered or not.
+func again(same bool, kept *reply) *reply {
+	switch {
+	case !same:
+		return problem(http.StatusUnprocessableEntity, "Idempotency-Key: it was used for another call")
+	case kept == nil:
+		return problem(http.StatusConflict, "Idempotency-Key: the call is still running")
+	}
+	again := *kept
+	again.header = http.Header{"Idempotency-Replayed": {"true"}}
+	again.attrs = append(again.attrs[:len(again.attrs):len(again.attrs)], "replayed", true)
+	return &again
+}
+
+// keeps reports whether an answer is kept: not one after which the same call may have another soon, and none after a panic.
+func keeps(answer *reply) bool {
+	return answer != nil && answer.status < http.StatusInternalServerError
+}
+
+// begin enters a call, or returns the answer where it is not to be done. finish has to follow.
+func (r *replies) begin(_ context.Context, key string, call [sha256.Size]byte) (finish func(*reply), answer *reply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expire(time.Now())
 	if kept := r.byKey[key]; kept != nil {
-		switch {
-		case kept.call != call:
-			return nil, problem(http.StatusUnprocessableEntity, "Idempotency-Key: it was used for another call")
-		case kept.reply == nil:
-			return nil, problem(http.StatusConflict, "Idempotency-Key: the call is still running")
-		}
-		again := *kept.reply
-		again.header = http.Header{"Idempotency-Replayed": {"true"}}
-		again.attrs = append(again.attrs[:len(again.attrs):len(again.attrs)], "replayed", true)
-		return nil, &again
+		return nil, again(kept.call == call, kept.reply)
 	}
 	if len(r.byKey) >= maxReplies {
 		oldest := r.done.Front()
@@ -91,12 +107,11 @@ func (r *replies) begin(key string, call [sha256.Size]byte) (*keptReply, *reply)
 	}
 	kept := &keptReply{key: key, call: call}
 	r.byKey[key] = kept
-	return kept, nil
+	return func(answer *reply) { r.finish(kept, answer) }, nil
 }
 
-// finish keeps an answer, unless the same call may have another soon.
 func (r *replies) finish(kept *keptReply, answer *reply) {
-	if answer.status >= http.StatusInternalServerError {
+	if !keeps(answer) {
 		r.forget(kept)
 		return
 	}
@@ -104,6 +119,37 @@ func (r *replies) finish(kept *keptReply, answer *reply) {
 	defer r.mu.Unlock()
 	kept.reply, kept.at = answer, time.Now()
 	r.done.PushBack(kept)
+}
+
+// sharedReply is an answer as the instances of a fleet keep it.
+type sharedReply struct {
+	Status int             `json:"status"`
+	Body   json.RawMessage `json:"body"`
+}
+
+// beginInFleet is begin for all instances.
+func (r *replies) beginInFleet(ctx context.Context, key string, call [sha256.Size]byte) (finish func(*reply), answer *reply) {
+	name := hex.EncodeToString(call[:])
+	earlier, text, err := r.fleet.BeginReply(ctx, key, name)
+	if err != nil {
+		return nil, away("whether the call was made before cannot be looked up at the moment; it was not made now")
+	}
+	if earlier != "" {
+		var kept *reply
+		var shared sharedReply
+		if json.Unmarshal([]byte(text), &shared) == nil {
+			kept = &reply{status: shared.Status, body: shared.Body}
+		}
+		return nil, again(earlier == name, kept)
+	}
+	return func(answer *reply) {
+		text := ""
+		if keeps(answer) {
+			encoded, _ := json.Marshal(sharedReply{answer.status, answer.body}) // its body is JSON
+			text = string(encoded)
+		}
+		r.fleet.FinishReply(key, name, text, replyLifetime)
+	}, nil
 }
 
 func (r *replies) forget(kept *keptReply) {

@@ -38,7 +38,7 @@ func (o *Operator) send(c *call) *reply {
 	if !m.Binary && session.Reserved(m.Body) {
 		return problem(http.StatusBadRequest, "a text message must not begin with U+0000 and \"portcullis \", as the gate's own do")
 	}
-	out, wrong := o.everywhere(c.Context(), command{Filter: f, Send: &sendCommand{m.Binary, m.Body}})
+	out, wrong := o.instances.everywhere(c.Context(), command{To: targetOf(f), Send: sendCommandOf(m)})
 	if wrong != nil {
 		return wrong
 	}

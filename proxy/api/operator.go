@@ -1,7 +1,6 @@
 package api
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -28,7 +27,7 @@ import (
 type Operator struct {
 	token     [sha256.Size]byte // of ADMIN_TOKEN: hashes have one length, and comparing them tells nothing
 	sessions  *session.Manager
-	bus       Bus // nil: this instance is alone
+	instances *Instances
 	pushMax   int64
 	openAPI   []byte
 	cursorKey []byte
@@ -62,7 +61,7 @@ func isVisible(s string) bool {
 }
 
 // NewOperator returns what answers /api; nil without ADMIN_TOKEN.
-func NewOperator(c Config, sessions *session.Manager) *Operator {
+func NewOperator(c Config, sessions *session.Manager, all *Instances) *Operator {
 	if c.AdminToken == "" {
 		return nil
 	}
@@ -74,11 +73,12 @@ func NewOperator(c Config, sessions *session.Manager) *Operator {
 	return &Operator{
 		token:     sha256.Sum256([]byte(c.AdminToken)),
 		sessions:  sessions,
+		instances: all,
 		pushMax:   c.PushMaxBytes,
 		openAPI:   c.OpenAPI,
-		cursorKey: []byte(rand.Text()),
+		cursorKey: []byte("cursor " + c.AdminToken), // which all instances have
 		failures:  failures,
-		replies:   newReplies(),
+		replies:   newReplies(all.fleet),
 		log:       c.Logger,
 		denials:   rate.Sometimes{First: 10, Interval: time.Second},
 	}

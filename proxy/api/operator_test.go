@@ -21,14 +21,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func FuzzCursor(f *testing.F) {
 	o := &Operator{cursorKey: []byte(rand.Text())}
 	mine := session.Filter{Subject: "alice"}
-	made := o.cursor(1764180000000000001, &mine)
-	for _, text := range []string{made, made[1:], made + "=", strings.ToUpper(made), "", "AAAA", strings.Repeat("A", len(made)), (&Operator{}).cursor(1, &mine)} {
+	made := o.cursor(place{1764180000000000001, "a"}, &mine)
+	for _, text := range []string{made, made[1:], made + "=", strings.ToUpper(made), "", "AAAA", strings.Repeat("A", len(made)), (&Operator{}).cursor(place{1, "a"}, &mine)} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		place, ok := o.readCursor(text, &mine)
 		if ok && o.cursor(place, &mine) != text {
-			t.Errorf("%q is read as %d", text, place)
+			t.Errorf("%q is read as %+v", text, place)
 		}
 		for _, other := range []session.Filter{{}, {Group: "alice"}, {Subject: "alice", Path: "/"}, {Subject: "alic"}} {
 			if _, ok := o.readCursor(text, &other); ok && text == made {
@@ -48,7 +48,7 @@ func callOf(key, body string) *call {
 // Answers are kept for ten minutes, ten thousand at most, and the oldest goes first.
 func TestRepliesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newReplies()
+		r := newReplies(nil)
 		done := 0
 		do := func() *reply { done++; return &reply{status: http.StatusOK} }
 		for i := range maxReplies + 1 {
@@ -74,7 +74,7 @@ func TestRepliesAreBounded(t *testing.T) {
 
 // What failed on our side, or broke off, is done when it is asked for again.
 func TestFailuresAreNotKept(t *testing.T) {
-	r := newReplies()
+	r := newReplies(nil)
 	status := http.StatusServiceUnavailable
 	do := func() *reply { return &reply{status: status} }
 	r.once(callOf("key", ""), do)

@@ -28,9 +28,12 @@ func (a *API) renew(r *gate.Request) *refusal.Refusal {
 		if len(ids) != 1 {
 			return &refusal.Refusal{Reason: refusal.TokenRefused, Err: errNotRenewed}
 		}
-		renewed, err := a.sessions.Renew(ids[0], g)
-		if err != nil {
+		renewed, err := a.sessions.renew(r.HTTP.Context(), ids[0], g)
+		if _, wrong := errors.AsType[*session.GroupsError](err); wrong {
 			return &refusal.Refusal{Reason: refusal.Groups, Status: http.StatusBadRequest, Err: err}
+		}
+		if err != nil {
+			return &refusal.Refusal{Reason: refusal.FleetUnavailable, Err: err}
 		}
 		if !renewed {
 			return &refusal.Refusal{Reason: refusal.TokenRefused, Err: errNotRenewed}

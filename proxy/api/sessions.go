@@ -1,17 +1,18 @@
 package api
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
-	"unicode/utf8"
 
 	"portcullis/proxy/frame"
-	"portcullis/proxy/relay"
 	"portcullis/proxy/session"
 )
 
@@ -22,8 +23,10 @@ const (
 
 // sessionList is the answer to GET /api/sessions.
 type sessionList struct {
-	Sessions []session.Status `json:"sessions"`
-	Next     *string          `json:"next"` // the cursor of the following page; null: there is none
+	Sessions []json.RawMessage `json:"sessions"` // each a session.Status
+	Next     *string           `json:"next"`     // the cursor of the following page; null: there is none
+
+	Unanswered []string `json:"unanswered,omitempty"` // instances of the fleet that did not say in time what they have
 }
 
 // list is GET /api/sessions.
@@ -37,60 +40,67 @@ func (o *Operator) list(c *call) *reply {
 		limit = n
 	}
 	f := c.filter()
-	var after int64
+	var after place
 	if text := c.args["cursor"]; text != "" {
 		var ok bool
 		if after, ok = o.readCursor(text, &f); !ok {
-			return problem(http.StatusBadRequest, "cursor: it is not of this process, or of another filter; want next of the page before, or none to begin anew")
+			return problem(http.StatusBadRequest, "cursor: it is of another filter, or none; want next of the page before, or leave it out to begin anew")
 		}
 	}
-	page, next := o.sessions.List(f, limit, after)
-	list := sessionList{Sessions: page}
-	if list.Sessions == nil {
-		list.Sessions = []session.Status{}
+	found, silent := o.instances.list(c.Context(), listQuestion{f, limit, after})
+	list := sessionList{Sessions: []json.RawMessage{}, Unanswered: silent}
+	for _, s := range found.Sessions {
+		list.Sessions = append(list.Sessions, s.Status)
 	}
-	if next != 0 {
-		cursor := o.cursor(next, &f)
+	if n := len(found.Sessions); n > 0 && found.More {
+		cursor := o.cursor(found.Sessions[n-1].Place, &f)
 		list.Next = &cursor
 	}
 	a := jsonReply(http.StatusOK, list)
-	a.attrs = []any{"sessions", len(page)}
+	a.attrs = []any{"sessions", len(found.Sessions)}
 	return a
 }
 
 // cursor names a place in the list of a filter. Whoever changes it learns nothing and gets nothing.
-func (o *Operator) cursor(place int64, f *session.Filter) string {
-	b := binary.BigEndian.AppendUint64(nil, uint64(place))
+func (o *Operator) cursor(p place, f *session.Filter) string {
+	b := append(binary.BigEndian.AppendUint64(nil, uint64(p.Order)), p.Instance...)
 	return base64.RawURLEncoding.EncodeToString(append(b, o.sign(b, f)...))
 }
 
-func (o *Operator) readCursor(text string, f *session.Filter) (place int64, ok bool) {
+func (o *Operator) readCursor(text string, f *session.Filter) (p place, ok bool) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(b) != 8+signature || !hmac.Equal(b[8:], o.sign(b[:8], f)) {
-		return 0, false
+	if err != nil || len(b) < 8+signature {
+		return p, false
 	}
-	return int64(binary.BigEndian.Uint64(b)), true
+	b, signed := b[:len(b)-signature], b[len(b)-signature:]
+	if !hmac.Equal(signed, o.sign(b, f)) {
+		return p, false
+	}
+	return place{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, true
 }
 
 const signature = 16 // bytes of a cursor
 
 func (o *Operator) sign(place []byte, f *session.Filter) []byte {
 	mac := hmac.New(sha256.New, o.cursorKey)
-	mac.Write(place)
 	for _, part := range []string{f.Subject, f.Group, f.Path, f.Address} {
 		mac.Write([]byte(part))
 		mac.Write([]byte{0}) // which no part has
 	}
+	mac.Write(place)
 	return mac.Sum(nil)[:signature]
 }
 
 // get is GET /api/sessions/{id}.
 func (o *Operator) get(c *call) *reply {
-	page, _ := o.sessions.List(session.Filter{Session: c.id}, 1, 0)
-	if len(page) == 0 {
-		return problem(http.StatusNotFound, "no session with that id is open")
+	found, silent := o.instances.list(c.Context(), listQuestion{Filter: session.Filter{Session: c.id}, Limit: 1})
+	switch {
+	case len(found.Sessions) > 0:
+		return &reply{status: http.StatusOK, body: found.Sessions[0].Status}
+	case len(silent) > 0:
+		return away("no instance that answers has a session with that id; not answered have: " + strings.Join(silent, ", "))
 	}
-	return jsonReply(http.StatusOK, page[0])
+	return problem(http.StatusNotFound, "no session with that id is open")
 }
 
 // kicked is the answer to DELETE /api/sessions.
@@ -110,53 +120,52 @@ func (o *Operator) kick(c *call) *reply {
 	if wrong != nil {
 		return wrong
 	}
-	k, wrong := c.closing()
+	k, wrong := c.kick(f)
 	if wrong != nil {
 		return wrong
 	}
-	if text := c.args["for"]; text != "" {
-		d, err := time.ParseDuration(text)
-		switch {
-		case err != nil || d <= 0 || d > maxKeepOut:
-			return problem(http.StatusBadRequest, "for: want a duration up to %v such as 15m", maxKeepOut)
-		case f.Subject == "" || f != session.Filter{Subject: f.Subject}:
-			return problem(http.StatusBadRequest, "for: it keeps a subject out; want subject and no other filter")
-		}
-		k.KeepOut = d
-	}
-	out, wrong := o.everywhere(c.Context(), command{Filter: f, Kick: &kickCommand{k.Code, k.Reason, k.KeepOut}})
+	out, wrong := o.instances.everywhere(c.Context(), command{To: targetOf(f), Kick: k})
 	reach := out.Reach
 	switch {
 	case wrong != nil:
 		return wrong
 	case out.Full:
 		return problem(http.StatusServiceUnavailable, "too many subjects are kept out at once; nobody was kicked")
+	case c.id != "" && reach.Reached+reach.Ending == 0 && len(out.Silent) > 0:
+		return away("no instance that answers has a session with that id; not answered have: " + strings.Join(out.Silent, ", "))
 	case c.id != "" && reach.Reached+reach.Ending == 0:
 		return problem(http.StatusNotFound, "no session with that id is open")
 	}
 	a := jsonReply(http.StatusOK, kicked{reach.Reached, reach.Ending, out.Silent})
-	a.attrs = []any{"reached", reach.Reached, "code", k.Code}
-	if k.KeepOut > 0 {
-		a.attrs = append(a.attrs, "for", k.KeepOut.String())
+	a.attrs = []any{"reached", reach.Reached, "code", cmp.Or(k.Code, frame.CodeForbidden)}
+	if k.For > 0 {
+		a.attrs = append(a.attrs, "for", time.Duration(k.For).String())
 	}
 	return a
 }
 
-// closing is what the Close frames of a kick say.
-func (c *call) closing() (k session.Kick, wrong *reply) {
-	k.Closing = relay.Closing{Code: frame.CodeForbidden, Reason: "kicked"}
+// kick is what the query says of the end of those sessions.
+func (c *call) kick(f session.Filter) (k *kickCommand, wrong *reply) {
+	k = &kickCommand{Reason: c.args["reason"]}
 	if text := c.args["code"]; text != "" {
 		n, err := strconv.Atoi(text)
-		if err != nil || n != frame.CodeNormal && n != frame.CodePolicy && (n < 3000 || n > 4999) {
-			return k, problem(http.StatusBadRequest, "code: want 1000, 1008, or one from 3000 to 4999 (RFC 6455, section 7.4)")
+		if err != nil || n == 0 {
+			return nil, problem(http.StatusBadRequest, "%v", errCode)
 		}
-		k.Closing = relay.Closing{Code: n}
+		k.Code = n
 	}
-	if text := c.args["reason"]; text != "" {
-		if len(text) > frame.MaxControlPayload-2 || !utf8.ValidString(text) {
-			return k, problem(http.StatusBadRequest, "reason: want at most %d bytes", frame.MaxControlPayload-2)
+	if _, err := closing(k.Code, k.Reason); err != nil {
+		return nil, problem(http.StatusBadRequest, "%v", err)
+	}
+	if text := c.args["for"]; text != "" {
+		d, err := time.ParseDuration(text)
+		switch {
+		case err != nil || d <= 0 || d > maxKeepOut:
+			return nil, problem(http.StatusBadRequest, "for: want a duration up to %v such as 15m", maxKeepOut)
+		case !keepsOut(f):
+			return nil, problem(http.StatusBadRequest, "for: it keeps a subject out; want subject and no other filter")
 		}
-		k.Reason = text
+		k.For = duration(d)
 	}
 	return k, nil
 }

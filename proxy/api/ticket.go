@@ -1,10 +1,16 @@
 package api
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"time"
 
 	"portcullis/proxy/auth"
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/gate"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/session"
@@ -12,20 +18,73 @@ import (
 )
 
 const (
-	// maxTickets bounds the tickets that are not used yet. With each a token is kept: 128 MiB if all are as long as they may
-	// be, some 20 MiB if they are as usual.
-	maxTickets = 1 << 14
-	// maxTicketsEach is for one address or one subject: more than an office behind one address opens in half a minute.
-	maxTicketsEach = 256
+	defaultMaxTickets     = 1 << 14
+	defaultMaxTicketsEach = 256 // more than an office behind one address opens in half a minute
 )
 
-// NewTickets returns the store of tickets; nil without TICKETS.
-func (c *Config) NewTickets() *ticket.Store[auth.Grant] {
+// tickets are those of a fleet, or of this instance where it is alone.
+type tickets struct {
+	own    *ticket.Store[auth.Grant]
+	shared *fleet.Tickets // nil: this instance is alone
+	bound  bool           // to the address that asked for it
+}
+
+// NewTickets returns the tickets; nil without TICKETS. f is nil where there is no fleet.
+func (c *Config) NewTickets(f *fleet.Fleet) gate.Tickets {
 	if !c.Tickets {
 		return nil
 	}
-	return ticket.New[auth.Grant](ticket.Config{TTL: c.TicketTTL, BindAddress: c.TicketBindIP, Total: maxTickets, PerOwner: maxTicketsEach})
+	total, each := cmp.Or(c.MaxTickets, defaultMaxTickets), cmp.Or(c.MaxTicketsEach, defaultMaxTicketsEach)
+	own := ticket.New[auth.Grant](ticket.Config{TTL: c.TicketTTL, BindAddress: c.TicketBindIP, Total: total, PerOwner: each})
+	t := &tickets{own: own, bound: c.TicketBindIP}
+	if f != nil {
+		t.shared = f.NewTickets(c.TicketTTL, total, each)
+	}
+	return t
 }
+
+// Issue implements [gate.Tickets]. While Redis is away a ticket is for this instance alone.
+func (t *tickets) Issue(ctx context.Context, address netip.Prefix, g auth.Grant) (text string, until time.Time, err error) {
+	if t.shared != nil {
+		value, err := json.Marshal(g)
+		if err != nil {
+			return "", until, err
+		}
+		text, until, err = t.shared.Issue(ctx, fleet.Owner{Address: address.String(), Subject: g.Subject, Bound: t.bound}, value)
+		switch err {
+		case nil:
+			return text, until, nil
+		case fleet.ErrTicketsOwner:
+			return "", until, ticket.ErrOwner
+		case fleet.ErrTicketsTotal:
+			return "", until, ticket.ErrTotal
+		}
+	}
+	return t.own.Issue(ticket.Owner{Address: address, Subject: g.Subject}, g.Clone())
+}
+
+var errTicket = errors.New("the ticket is not known, used, over or another address's")
+
+// Redeem implements [gate.Tickets].
+func (t *tickets) Redeem(ctx context.Context, text string, from netip.Prefix) (g auth.Grant, err error) {
+	if g, ok := t.own.Redeem(text, from); ok {
+		return g, nil
+	}
+	if t.shared == nil {
+		return g, &auth.RefusedError{Cause: errTicket}
+	}
+	value, err := t.shared.Redeem(ctx, text, from.String())
+	switch {
+	case err != nil:
+		return g, err
+	case value == nil || json.Unmarshal(value, &g) != nil:
+		return g, &auth.RefusedError{Cause: errTicket}
+	}
+	return g, nil
+}
+
+// Close implements [gate.Tickets].
+func (t *tickets) Close() { t.own.Close() }
 
 // issued is the answer to a request for a ticket.
 type issued struct {
@@ -37,7 +96,7 @@ type issued struct {
 func (a *API) issueTicket(r *gate.Request) *refusal.Refusal {
 	var answer issued
 	no := a.gate.Bearer(r, func(g auth.Grant) *refusal.Refusal {
-		text, until, err := a.gate.Tickets.Issue(ticket.Owner{Address: r.Key, Subject: g.Subject}, g.Clone())
+		text, until, err := a.gate.Tickets.Issue(r.HTTP.Context(), r.Key, g)
 		switch {
 		case errors.Is(err, ticket.ErrOwner):
 			return &refusal.Refusal{Reason: refusal.Tickets}

@@ -93,6 +93,7 @@ type Auth struct {
 	passToken       bool // TokenPass
 	identity        []identityHeader
 	copied          []string // headers of an answer that go upstream, canonical
+	local           bool     // nobody is asked about a credential
 	hash            tokenHash
 	warnings        []string
 }
@@ -100,7 +101,7 @@ type Auth struct {
 // New compiles c. Its error joins every mistake, one line each. In mode jwt it
 // starts to fetch keys in the background, until [Auth.Close].
 func New(c Config) (*Auth, error) {
-	a := &Auth{passToken: c.TokenPass, hash: newTokenHash()}
+	a := &Auth{passToken: c.TokenPass, hash: newTokenHash(c.Secret), local: c.Mode == modeJWT || c.Mode == modeNone}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Exhausted == nil {
 		c.Exhausted = func(error) bool { return false }
@@ -220,6 +221,10 @@ func (a *Auth) buildVerifier(c *Config) error {
 // Required reports whether a client must be authenticated: in every mode but
 // none.
 func (a *Auth) Required() bool { return a.verifier != nil }
+
+// Local reports whether a credential is verified without asking anybody: in mode
+// jwt, unless its keys have to be fetched, and in mode none.
+func (a *Auth) Local() bool { return a.local }
 
 // NamesSubject reports whether each accepted client has a subject, so that
 // limits per subject mean something: in every mode but none.

@@ -16,6 +16,8 @@ import (
 type Config struct {
 	// Mode names the verifier: endpoint, jwt, introspect, forward or none.
 	Mode string `env:"AUTH_MODE" envDefault:"endpoint"`
+	// Secret is the key by which clients that nobody names have their subjects. Empty: one of this process.
+	Secret string `env:"-"`
 	// URL is whom to ask, http or https. Its query parameters are kept.
 	URL string `env:"AUTH_URL" modes:"endpoint,introspect,forward"`
 	// Timeout bounds one call of the verifier, from dialling to the last byte

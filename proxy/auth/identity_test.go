@@ -92,7 +92,7 @@ func TestCheckSubject(t *testing.T) {
 }
 
 func TestPseudonyms(t *testing.T) {
-	one, other := newTokenHash(), newTokenHash()
+	one, other := newTokenHash(""), newTokenHash("")
 	alice := one.pseudonym("alice's token")
 	if got := one.pseudonym("alice's token"); got != alice {
 		t.Errorf("%s, then %s for one token", alice, got)

@@ -98,7 +98,7 @@ func TestCache(t *testing.T) {
 				if test.decision != nil {
 					v.decision = test.decision()
 				}
-				hash := newTokenHash()
+				hash := newTokenHash("")
 				c := newCache(v, hash, test.times)
 				a := &Auth{verifier: c, cache: c, hash: hash}
 				for i, s := range test.steps {
@@ -127,7 +127,7 @@ func TestCacheIsBounded(t *testing.T) {
 		return Decision{}, errRefused
 	})
 	const size = 8
-	c := newCache(v, newTokenHash(), cacheTimes{time.Hour, 0})
+	c := newCache(v, newTokenHash(""), cacheTimes{time.Hour, 0})
 	c.accepted.Resize(size) // from cacheSize, for speed
 	c.refused.Resize(size)
 	for i := range 10 * size {
@@ -154,7 +154,7 @@ func TestShare(t *testing.T) {
 				cancelled.Add(1)
 				return Decision{}, ctx.Err()
 			}
-		}), newTokenHash())
+		}), newTokenHash(""))
 		ask := func(ctx context.Context, token string, want error) {
 			d, err := s.verify(ctx, Credential{Token: token})
 			if !errors.Is(err, want) || err == nil && d.Subject != token {

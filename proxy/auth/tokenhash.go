@@ -9,10 +9,14 @@ import (
 
 // tokenHash is an HMAC key. It turns tokens into pseudonyms and into the keys of
 // tables. Each process makes its own and keeps it, so neither a pseudonym in a log
-// nor the memory of a table can be used to try out tokens.
+// nor the memory of a table can be used to try out tokens; those of a fleet have
+// one together.
 type tokenHash [sha256.Size]byte
 
-func newTokenHash() (h tokenHash) {
+func newTokenHash(secret string) (h tokenHash) {
+	if secret != "" {
+		return sha256.Sum256([]byte(secret))
+	}
 	rand.Read(h[:]) // never fails (Go 1.24)
 	return h
 }

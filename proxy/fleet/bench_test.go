@@ -22,7 +22,7 @@ func BenchmarkUpgrade(b *testing.B) {
 		if v := f.Admit(b.Context(), here); v.Scope != "" {
 			b.Fatalf("%+v", v)
 		}
-		p, v := f.Enter(b.Context(), here, "Alice")
+		p, v := f.Enter(b.Context(), here, "Alice", false)
 		if v.Scope != "" {
 			b.Fatalf("%+v", v)
 		}

@@ -1,144 +1,386 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
-	"github.com/redis/go-redis/v9"
+	"golang.org/x/time/rate"
 )
 
-// The bus carries commands to every instance, and their answers back, by Redis Pub/Sub: a command goes to {F}:bus, an answer to
-// {F}:answers:INSTANCE. Who gives a command obeys it when it comes back to him, as everybody does: so all instances see all commands in
-// one order, and a bus that is away has nobody obey.
+// Command is what all instances are to do: send something, or end sessions. Its parts are JSON; what they say is its handler's business.
+type Command struct {
+	To   json.RawMessage `json:"to"` // which sessions
+	Kick json.RawMessage `json:"kick,omitempty"`
+	Send json.RawMessage `json:"send,omitempty"`
+}
+
+// message is what is on the bus, version 1: docs/bus.md has it for those who publish there themselves.
+type message struct {
+	Version int    `json:"v"`
+	From    string `json:"from"` // its publisher, which is new at each start
+	Number  int64  `json:"n"`    // of the publisher's messages; the first is 1
+	Command
+	Until   int64  `json:"until,omitempty"`    // in ms of the clock of Redis, after which it is not obeyed; 0: it is at any time
+	ID      string `json:"id,omitempty"`       // by which answers name it
+	ReplyTo string `json:"reply_to,omitempty"` // the instance that waits for answers; empty: nobody does
+}
 
 const (
 	busVersion = 1
-	// answerTime is how long answers to a command are waited for.
+	// answerTime is how long answers are waited for.
 	answerTime = time.Second
 	// publishTime bounds the giving of a command.
 	publishTime = time.Second
-	// maxEnvelope bounds what is taken from the bus, in bytes.
-	maxEnvelope = 64 << 20
+	maxName     = 128 // bytes of a publisher's
 )
-
-// envelope is what is on the bus: a command, or an answer to one.
-type envelope struct {
-	Version int             `json:"v"`
-	ID      string          `json:"id"`   // of the command
-	From    string          `json:"from"` // an instance
-	Body    json.RawMessage `json:"body"`
-}
 
 // ErrBusAway says that nobody has got a command.
 var ErrBusAway = errors.New("the bus of the fleet is away")
 
-// Bus is this instance on the bus. It is safe for concurrent use.
-type Bus struct {
-	fleet *Fleet
-	obey  func(command []byte) (answer any)
+// ErrTooLarge says that the bus does not take a message of that size, and nobody has got it.
+var ErrTooLarge = errors.New("the bus of the fleet does not take a message that large")
 
-	mu      sync.Mutex
-	waiting map[string]chan envelope // for answers, by the command; guarded by mu
+// Handler is what this instance does with what comes from the bus.
+type Handler interface {
+	// Obey does what a command says; the answer is encoded as JSON. id is that of the command in the history; empty: it is in none. The
+	// error says that it is no command.
+	Obey(c Command, id string) (answer any, err error)
+	// Restore takes a command into the history that was obeyed before this instance was there, so long ago.
+	Restore(c Command, id string, age time.Duration)
+	// Forgotten says that the history of before this id is not known.
+	Forgotten(id string)
+	// Answer answers a question of another instance, or of this one. It is called by several goroutines.
+	Answer(question []byte) (answer any)
+	// Joined is called where messages may have been missed.
+	Joined()
 }
 
-// Join has every command of the bus obeyed, in their order, until the fleet is closed. The answer is encoded as JSON.
-func (f *Fleet) Join(obey func(command []byte) (answer any)) *Bus {
-	b := &Bus{fleet: f, obey: obey, waiting: make(map[string]chan envelope)}
-	ctx, stop := context.WithCancel(context.Background())
-	subscription := f.redis.Subscribe(ctx, f.key("bus"), f.key("answers", f.instance))
-	f.leave = func() {
-		subscription.Close()
-		stop()
+// Bus is this instance on the bus. It is safe for concurrent use.
+type Bus struct {
+	fleet     *Fleet
+	handler   Handler
+	publisher string
+	turn      chan struct{} // of who publishes, so that messages are in the order of their numbers
+	number    int64         // of the last one; guarded by turn
+	received  numbers
+	missed    rate.Sometimes // of the line in the log
+
+	ready struct{ bus, answers, history atomic.Bool } // what is published is received
+
+	mu      sync.Mutex
+	waiting map[string]chan answer // by the id of what is to be answered; guarded by mu
+}
+
+// answer is that of one instance.
+type answer struct {
+	ID   string          `json:"id"`
+	From string          `json:"from"`
+	Body json.RawMessage `json:"body"`
+}
+
+// Join has every command of the bus obeyed, in their order, until the fleet is closed. It is called once.
+func (f *Fleet) Join(h Handler) *Bus {
+	b := &Bus{
+		fleet: f, handler: h, publisher: f.instance + "-" + strings.ToLower(rand.Text()[:8]), turn: make(chan struct{}, 1),
+		received: newNumbers(), missed: rate.Sometimes{First: 1, Interval: time.Minute}, waiting: make(map[string]chan answer),
 	}
-	commands := make(chan envelope, 1024)
+	f.bus = b
+	work := make(chan func(), 1024) // in the order of the bus
 	f.running.Go(func() {
-		defer close(commands)
-		b.listen(subscription, commands)
-	})
-	f.running.Go(func() {
-		for e := range commands {
-			b.answer(ctx, e)
+		for {
+			select {
+			case do := <-work:
+				do()
+			case <-f.ctx.Done():
+				return
+			}
 		}
 	})
+	queue := func(do func()) {
+		select {
+		case work <- do:
+		case <-f.ctx.Done():
+		}
+	}
+	f.running.Go(func() {
+		f.keep("the bus", &b.ready.bus, func(ctx context.Context, up func()) error {
+			return f.engine.listen(ctx, func() { up(); queue(h.Joined) }, func(text []byte) { b.receive(text, queue) })
+		})
+	})
+	f.running.Go(func() { f.keep("the channel of answers", &b.ready.answers, b.listen) })
+	b.ready.history.Store(true)
+	if f.history.pushes > 0 {
+		last, loaded := "", false
+		if f.members.joined.Load() {
+			last, loaded = b.load()
+		}
+		b.ready.history.Store(loaded)
+		f.running.Go(func() {
+			f.keep("the history", &b.ready.history, func(ctx context.Context, up func()) error { return b.follow(ctx, &last, up, queue) })
+		})
+	}
 	return b
 }
 
-// listen takes what comes, and reconnects for as long as it takes. What is no envelope is counted and dropped.
-func (b *Bus) listen(s *redis.PubSub, commands chan<- envelope) {
-	bus := b.fleet.key("bus")
-	for m := range s.Channel(redis.WithChannelSize(4096), redis.WithChannelSendTimeout(time.Minute)) {
-		var e envelope
-		if len(m.Payload) > maxEnvelope || json.Unmarshal([]byte(m.Payload), &e) != nil || e.Version != busVersion || e.ID == "" || e.From == "" {
-			b.fleet.metrics.BusDropped()
-			continue
+const maxBackOff = 5 * time.Second
+
+// keep has connect connect, again and again, with growing pauses between failures, until the fleet is closed. up is what it says of that.
+func (f *Fleet) keep(what string, is *atomic.Bool, connect func(ctx context.Context, up func()) error) {
+	told := false
+	for failures := 0; ; failures++ {
+		err := connect(f.ctx, func() {
+			failures = -1
+			is.Store(true)
+			if told {
+				told = false
+				f.log.Info(what + " of the fleet is back")
+			}
+		})
+		is.Store(false)
+		if f.ctx.Err() != nil {
+			return
 		}
-		if m.Channel == bus {
-			commands <- e
-			continue
+		if !told {
+			told = true
+			f.log.Warn(what+" of the fleet is away", "error", err)
 		}
-		b.mu.Lock()
-		waiting := b.waiting[e.ID]
-		b.mu.Unlock()
+		wait := min(maxBackOff, 100*time.Millisecond<<min(max(failures, 0), 10))
 		select {
-		case waiting <- e: // nil where nobody waits any more
-		default:
+		case <-time.After(mathrand.N(wait)):
+		case <-f.ctx.Done():
+			return
 		}
 	}
 }
 
-// answer obeys a command and tells who gave it.
-func (b *Bus) answer(ctx context.Context, e envelope) {
-	body, err := json.Marshal(b.obey(e.Body))
-	if err != nil {
+// Connected reports whether what is published reaches this instance.
+func (b *Bus) Connected() bool {
+	return b.ready.bus.Load() && b.ready.answers.Load() && b.ready.history.Load()
+}
+
+// receive takes a message from the bus, and has it obeyed in its turn. One that is none is counted and dropped.
+func (b *Bus) receive(text []byte, queue func(func())) {
+	m, wrong := b.fleet.parse(text)
+	if wrong == "" {
+		missed, repeated := b.received.take(m.From, m.Number)
+		if missed > 0 {
+			b.fleet.metrics.BusMissed(missed)
+			b.missed.Do(func() {
+				b.fleet.log.Warn("messages on the bus were missed", "publisher", m.From, "messages", missed)
+			})
+		}
+		if now := b.fleet.members.now(); repeated {
+			wrong = dropRepeated
+		} else if m.Until > 0 && now > m.Until {
+			wrong = dropLate
+		}
+	}
+	if wrong != "" {
+		b.fleet.metrics.BusDropped(wrong)
 		return
 	}
-	text, _ := json.Marshal(envelope{busVersion, e.ID, b.fleet.instance, body})
-	ctx, cancel := context.WithTimeout(ctx, publishTime)
-	defer cancel()
-	b.fleet.redis.Publish(ctx, b.fleet.key("answers", e.From), text)
+	queue(func() {
+		if m.Send != nil && b.fleet.history.pushes > 0 {
+			b.record(&m, text) // all instances do, and one has it kept; then it is obeyed when it comes from there
+			return
+		}
+		b.obey(&m, "")
+	})
+}
+
+// obey does what a message says, and tells who waits for that.
+func (b *Bus) obey(m *message, id string) {
+	done, err := b.handler.Obey(m.Command, id)
+	if err != nil {
+		b.fleet.metrics.BusDropped(dropMalformed)
+		return
+	}
+	if m.ReplyTo != "" {
+		b.reply(m.ReplyTo, m.ID, done)
+	}
+}
+
+// Why a message of the bus is dropped.
+const (
+	dropMalformed = "malformed"
+	dropVersion   = "version"
+	dropTooLarge  = "too_large"
+	dropLate      = "late"
+	dropRepeated  = "repeated"
+	dropAway      = "away" // it was to be kept in the history, and Redis did not answer
+)
+
+// Drops are all reasons for which a message of the bus is dropped.
+func Drops() []string {
+	return []string{dropMalformed, dropVersion, dropTooLarge, dropLate, dropRepeated, dropAway}
+}
+
+// parse reads a message, or says why it is dropped.
+func (f *Fleet) parse(text []byte) (m message, wrong string) {
+	if len(text) > f.maxMessage {
+		return m, dropTooLarge
+	}
+	if Strict(text, &m) == nil && m.Version == busVersion && isName(m.From) && m.Number > 0 && m.To != nil && (m.Kick == nil) != (m.Send == nil) &&
+		m.Until >= 0 && (m.ReplyTo == "" || isName(m.ReplyTo)) && len(m.ID) <= maxName {
+		return m, ""
+	}
+	var version struct {
+		V int `json:"v"`
+	}
+	if json.Unmarshal(text, &version) == nil && version.V > busVersion {
+		return m, dropVersion
+	}
+	return m, dropMalformed
+}
+
+// Strict reads JSON that has no field which v does not know, and nothing behind it.
+func Strict(text []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("there is something behind the end")
+	}
+	return nil
+}
+
+func isName(s string) bool {
+	return s != "" && len(s) <= maxName && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// numbers are those of the last message of each publisher.
+type numbers struct {
+	mu   sync.Mutex
+	last map[string]*lastNumber // guarded by mu
+}
+
+type lastNumber struct {
+	number int64
+	at     time.Time
+}
+
+const maxPublishers = 1024
+
+func newNumbers() numbers { return numbers{last: make(map[string]*lastNumber)} }
+
+// take notes a message, and says how many of its publisher are missing before it, or that it was there already.
+func (n *numbers) take(from string, number int64) (missed int64, repeated bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.last[from]
+	switch {
+	case l == nil:
+		n.makeRoom()
+		n.last[from] = &lastNumber{number, time.Now()}
+		return 0, false // what was before it was, nobody knows
+	case number <= l.number:
+		return 0, true
+	}
+	missed = number - l.number - 1
+	l.number, l.at = number, time.Now()
+	return missed, false
+}
+
+// makeRoom forgets the publisher that has been silent for longest, where there are too many. The caller holds mu.
+func (n *numbers) makeRoom() {
+	if len(n.last) < maxPublishers {
+		return
+	}
+	oldest := ""
+	for from, l := range n.last {
+		if oldest == "" || l.at.Before(n.last[oldest].at) {
+			oldest = from
+		}
+	}
+	delete(n.last, oldest)
 }
 
 // Command has all instances obey, and returns their answers. Those that live and did not answer in time are named. The error is
-// ErrBusAway: nobody was told.
-func (b *Bus) Command(ctx context.Context, command any) (answers [][]byte, silent []string, err error) {
-	body, err := json.Marshal(command)
-	if err != nil {
-		return nil, nil, err
-	}
-	e := envelope{busVersion, rand.Text(), b.fleet.instance, body}
-	text, _ := json.Marshal(e)
-	came := make(chan envelope, 1024)
-	b.mu.Lock()
-	b.waiting[e.ID] = came
-	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.waiting, e.ID)
-	}()
-
-	publishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
-	defer cancel()
-	reached, err := b.fleet.redis.Publish(publishing, b.fleet.key("bus"), text).Result()
-	if err != nil || reached == 0 {
+// ErrBusAway or ErrTooLarge: nobody was told.
+func (b *Bus) Command(ctx context.Context, c Command) (answers [][]byte, silent []string, err error) {
+	if !b.Connected() {
 		return nil, nil, ErrBusAway
 	}
-	live, _ := b.fleet.redis.ZRange(publishing, b.fleet.key("live"), 0, -1).Result()
-	timeout := time.NewTimer(answerTime)
-	defer timeout.Stop()
-	for int64(len(answers)) < reached {
-		select {
-		case a := <-came:
-			answers = append(answers, a.Body)
-			live = slices.DeleteFunc(live, func(name string) bool { return name == a.From })
-		case <-timeout.C:
-			return answers, live, nil
+	live, err := b.fleet.alive(ctx)
+	if err != nil {
+		return nil, nil, ErrBusAway
+	}
+	w := b.await()
+	defer b.forget(w)
+	if err := b.give(ctx, c, w.id); err != nil {
+		return nil, nil, err
+	}
+	answers, silent = w.collect(live, nil)
+	return answers, silent, nil
+}
+
+// give publishes a command. It waits for its turn, and for the engine, no longer than publishTime, and nobody obeys after that.
+func (b *Bus) give(ctx context.Context, c Command, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
+	defer cancel()
+	m := message{Version: busVersion, From: b.publisher, Command: c, ID: id, ReplyTo: b.fleet.instance}
+	m.Until = b.fleet.members.now() + publishTime.Milliseconds()
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ErrBusAway
+	}
+	given := make(chan error, 1)
+	begun := b.fleet.begin(func() { // which may outlast its time
+		defer func() { <-b.turn }()
+		b.number++
+		m.Number = b.number
+		text, err := json.Marshal(&m)
+		switch {
+		case err != nil:
+		case len(text) > b.fleet.maxMessage:
+			err = ErrTooLarge
+		case c.Send != nil && b.fleet.history.pushes > 0:
+			err = b.record(&m, text)
+		default:
+			err = b.fleet.engine.publish(ctx, text)
+		}
+		given <- err
+	})
+	if !begun {
+		return ErrBusAway
+	}
+	select {
+	case err := <-given:
+		if err != nil && !errors.Is(err, ErrTooLarge) {
+			err = ErrBusAway
+		}
+		return err
+	case <-ctx.Done():
+		return ErrBusAway
+	}
+}
+
+// alive names the instances that live.
+func (f *Fleet) alive(ctx context.Context) ([]string, error) {
+	answer, err := f.tell(ctx, alive, []string{f.key("live")}, stale)
+	parts, _ := answer.([]any)
+	names := make([]string, 0, len(parts))
+	for _, part := range parts {
+		if name, ok := part.(string); ok {
+			names = append(names, name)
 		}
 	}
-	return answers, live, nil
+	slices.Sort(names)
+	return names, err
 }

@@ -101,11 +101,11 @@ func (c *counts) snapshot() map[string]int64 {
 const perScript = 200
 
 // writeChanges tells Redis of sessions that have ended or moved, many at a time.
-func (f *Fleet) writeChanges(ctx context.Context) {
+func (f *Fleet) writeChanges() {
 	for {
 		select {
 		case <-f.counts.more:
-		case <-ctx.Done():
+		case <-f.ctx.Done():
 			return
 		}
 		f.counts.writing.RLock()
@@ -114,8 +114,10 @@ func (f *Fleet) writeChanges(ctx context.Context) {
 		for key, n := range some {
 			keys, args = append(keys, key), append(args, n)
 		}
-		if len(some) > 0 {
-			if _, err := f.ask(ctx, change, keys, args...); err != nil {
+		if !f.members.joined.Load() {
+			f.counts.stale.Store(true)
+		} else if len(some) > 0 {
+			if _, err := f.tell(f.ctx, change, keys, args...); err != nil {
 				f.counts.stale.Store(true)
 			}
 		}
@@ -128,10 +130,13 @@ func (f *Fleet) writeAll(ctx context.Context) {
 	f.counts.writing.Lock()
 	defer f.counts.writing.Unlock()
 	f.counts.stale.Store(false)
-	said, err := f.redis.SMembers(ctx, f.key("held", f.instance)).Result()
+	answer, err := f.tell(ctx, heldKeys, []string{f.key("held", f.instance)})
+	said, _ := answer.([]any)
 	all := f.counts.snapshot()
 	for _, key := range said {
-		all[key] += 0
+		if key, ok := key.(string); ok {
+			all[key] += 0
+		}
 	}
 	for len(all) > 0 && err == nil {
 		keys, args := []string{f.key("held", f.instance)}, []any{f.instance}
@@ -143,7 +148,7 @@ func (f *Fleet) writeAll(ctx context.Context) {
 		for _, key := range keys {
 			delete(all, key)
 		}
-		_, err = f.ask(ctx, set, keys, args...)
+		_, err = f.tell(ctx, set, keys, args...)
 	}
 	if err != nil {
 		f.counts.stale.Store(true)

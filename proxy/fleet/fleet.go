@@ -2,20 +2,9 @@
 //
 // # Keys
 //
-// All begin with {FLEET}, a hash tag: in a cluster they are on one shard.
-//
-//	{F}:live                 sorted set   the instances, each with its last heartbeat in ms, by the clock of Redis
-//	{F}:rate:a:ADDRESS       string       upgrades of an address: when all that it took would have been due, in ms
-//	{F}:rate:s:HASH          string       upgrades of a subject
-//	{F}:rate:all             string       upgrades of all
-//	{F}:fail:ADDRESS         string       refused credentials of an address
-//	{F}:cap:a:ADDRESS        hash         open sessions of an address, by instance
-//	{F}:cap:s:HASH           hash         open sessions of a subject, by instance
-//	{F}:cap:all              hash         all open sessions, by instance
-//	{F}:held:INSTANCE        set          the keys of which an instance has a part, for whoever forgets it when it is dead
-//
-// A count is the sum over the instances whose heartbeat is fresh (staleAfter). So nothing is written for a session but when it begins
-// and ends, and what an instance held that was killed is free when its heartbeat is stale.
+// All begin with {FLEET}, a hash tag: in a cluster they are on one shard. docs/fleet.md lists them. A count of open sessions is the sum
+// over the instances whose heartbeat is fresh (staleAfter). So nothing is written for a session but when it begins and ends, and what an
+// instance held that was killed is free when its heartbeat is stale.
 //
 // # Without Redis
 //
@@ -53,23 +42,33 @@ type Config struct {
 	Name string `env:"FLEET" envDefault:"portcullis" needs:"REDIS_URL"`
 	// Instance names this one among them, and in the API. Empty: the host's name and a random part.
 	Instance string `env:"INSTANCE"`
+	// BusURL is what carries messages and kicks to all instances: amqp:// or amqps:// (RabbitMQ), or kafka://HOST:PORT/TOPIC.
+	// Empty: the Redis.
+	BusURL string `env:"BUS_URL" secret:"true" needs:"REDIS_URL"`
 
 	// Budget is how long an upgrade waits for Redis, each of two times. Zero: 25 ms.
 	Budget time.Duration `env:"-"`
 	// Limits are those that hold for all instances together.
 	Limits ratelimit.Config `env:"-"`
+	// MaxMessage is the largest message that is taken from the bus, in bytes. Zero: 1 MiB.
+	MaxMessage int `env:"-"`
+	// HistoryPushes and HistoryAge bound the pushes that Redis keeps for clients that come back. Zero: none is kept.
+	HistoryPushes int           `env:"-"`
+	HistoryAge    time.Duration `env:"-"`
+	// Failed is told once, with the reason, where this instance cannot be one of the fleet and is to end. Nil: nobody is.
+	Failed func(error) `env:"-"`
 	// Logger gets a line when Redis goes away, and when it is back. It must not be nil, as Metrics.
 	Logger  *slog.Logger   `env:"-"`
 	Metrics *admin.Metrics `env:"-"`
 }
 
 const (
-	defaultBudget = 25 * time.Millisecond
-	// pause is how long Redis is left alone when it does not answer. Then one call tries.
+	defaultBudget     = 25 * time.Millisecond
+	defaultMaxMessage = 1 << 20
+	// patience is for the calls of Redis that no upgrade waits for.
+	patience = time.Second
+	// pause is how long Redis is left alone when it does not answer an upgrade in time. Then one call tries.
 	pause = time.Second
-	// beatEvery and staleAfter say when an instance lives.
-	beatEvery  = 3 * time.Second
-	staleAfter = 12 * time.Second
 )
 
 // Fleet is this instance among the others. It is safe for concurrent use.
@@ -82,13 +81,23 @@ type Fleet struct {
 	circuit  *gobreaker.CircuitBreaker[any]
 	log      *slog.Logger
 	metrics  *admin.Metrics
+	failed   func(error)
+	members  members
 	counts   counts
-	size     atomic.Int64 // how many instances there were when that was last known; at least 1
-	share    atomic.Pointer[share]
+	share    atomic.Pointer[share] // of the limits, while it counts alone; nil: it counts with the others
+	away     atomic.Bool           // Redis is, and that was said
+	bus      *Bus                  // nil: it has not been joined
+	ctx      context.Context       // ends when the fleet is left
 	stop     context.CancelFunc
-	leave    func() // the bus; nil: it has not been joined
-	closed   sync.Once
-	running  sync.WaitGroup
+
+	mu      sync.Mutex // guards over, and running's Add
+	over    bool       // nothing is begun any more
+	running sync.WaitGroup
+
+	maxMessage int
+	history    historySize
+	engine     engine                // of the bus
+	reader     redis.UniversalClient // of the history: it waits for what comes
 }
 
 // InstanceName is Instance, or what it is where that is empty.
@@ -118,24 +127,34 @@ func New(c Config) (*Fleet, error) {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q is no name; want up to 128 characters without blanks and braces", setting.name, setting.value))
 		}
 	}
+	engine, err := newEngine(c.BusURL, c.Name, max(c.MaxMessage, defaultMaxMessage))
+	if err != nil {
+		mistakes = append(mistakes, fmt.Errorf("BUS_URL: %q cannot be used: %w; want amqp://, amqps:// or kafka://HOST:PORT/TOPIC", "***", err))
+	}
 	if err := errors.Join(mistakes...); err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	f := &Fleet{
-		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics,
-		budget: cmp.Or(c.Budget, defaultBudget), stop: stop,
+		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
+		budget: cmp.Or(c.Budget, defaultBudget), maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
+		history: historySize{c.HistoryPushes, c.HistoryAge}, engine: engine,
 	}
+	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)
-	f.size.Store(1)
+	f.members.init()
 	f.circuit = gobreaker.NewCircuitBreaker[any](gobreaker.Settings{
 		Timeout:       pause,
 		ReadyToTrip:   func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= 1 },
-		IsSuccessful:  func(err error) bool { return err == nil || errors.Is(err, redis.Nil) },
+		IsSuccessful:  answered,
 		OnStateChange: f.circuitChanged,
 	})
-	f.running.Go(func() { f.live(ctx) })
-	f.running.Go(func() { f.writeChanges(ctx) })
+	if engine == nil {
+		f.engine = (*pubSub)(f)
+	}
+	f.reader, _ = connect(c.RedisURL)
+	f.beat(f.ctx) // so that it counts from its first upgrade on with the others, where Redis is there
+	f.running.Go(f.live)
+	f.running.Go(f.writeChanges)
 	return f, nil
 }
 
@@ -173,107 +192,121 @@ func (f *Fleet) Close() {
 	if f == nil {
 		return
 	}
-	f.closed.Do(f.close)
+	f.mu.Lock()
+	closed := f.over
+	f.over = true
+	f.mu.Unlock()
+	if closed {
+		return
+	}
+	f.stop()
+	f.engine.close()
+	f.reader.Close() // which may be waiting
+	f.running.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	f.leave(ctx)
+	f.redis.Close()
 }
 
-func (f *Fleet) close() {
-	f.stop()
-	if f.leave != nil {
-		f.leave()
+// begin runs something for as long as the fleet is not closed. It reports false where that is.
+func (f *Fleet) begin(run func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return false
 	}
-	f.running.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	f.redis.ZRem(ctx, f.key("live"), f.instance)
-	f.bury(ctx, f.instance)
-	f.redis.Close()
+	f.running.Go(run)
+	return true
 }
 
 // key is the name of a key.
 func (f *Fleet) key(parts ...string) string { return "{" + f.name + "}:" + strings.Join(parts, ":") }
 
-var stale = int64(staleAfter / time.Millisecond)
+// errNotJoined says that this instance is not, or no more, one of the fleet.
+var errNotJoined = errors.New("this instance is not one of the fleet")
 
-// ask runs a script within the budget. Its error says that Redis did not answer, or is left alone.
+// ask runs a script for an upgrade, within the budget. Its error says that Redis did not answer, or is left alone.
 func (f *Fleet) ask(ctx context.Context, s *redis.Script, keys []string, args ...any) (any, error) {
-	return f.circuit.Execute(func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.budget)
-		defer cancel()
-		began := time.Now()
-		answer, err := s.Run(ctx, f.redis, keys, args...).Result()
-		f.metrics.FleetCall(err == nil, time.Since(began))
-		return answer, err
-	})
+	if !f.members.joined.Load() {
+		return nil, errNotJoined
+	}
+	answer, err := f.circuit.Execute(func() (any, error) { return f.call(ctx, f.budget, s, keys, args...) })
+	if err != nil {
+		f.countAlone()
+	}
+	return answer, err
+}
+
+// tell runs a script that nobody waits for.
+func (f *Fleet) tell(ctx context.Context, s *redis.Script, keys []string, args ...any) (any, error) {
+	answer, err := f.call(ctx, patience, s, keys, args...)
+	if !answered(err) {
+		f.circuit.Execute(func() (any, error) { return nil, err }) // no upgrade has to find that out
+	}
+	return answer, err
+}
+
+// call runs a script. A key that is none of ours is mended.
+func (f *Fleet) call(ctx context.Context, timeout time.Duration, s *redis.Script, keys []string, args ...any) (any, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	began := time.Now()
+	answer, err := s.Run(ctx, f.redis, keys, args...).Result()
+	if isForeign(err) && f.mend(ctx, keys) {
+		answer, err = s.Run(ctx, f.redis, keys, args...).Result()
+	}
+	if errors.Is(err, redis.Nil) {
+		err = nil
+	}
+	f.metrics.FleetCall(err == nil, time.Since(began))
+	return answer, err
+}
+
+// answered reports whether Redis is there and at work, whatever it said.
+func answered(err error) bool {
+	return err == nil || isForeign(err) || redis.HasErrorPrefix(err, "ERR")
+}
+
+// isForeign reports whether a key has what we have not put there.
+func isForeign(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "WRONGTYPE") || strings.Contains(err.Error(), "is not an integer"))
+}
+
+// mend deletes those of keys that are not what they are to be.
+func (f *Fleet) mend(ctx context.Context, keys []string) bool {
+	kinds := make([]any, len(keys))
+	for i, key := range keys {
+		kind, _, _ := strings.Cut(strings.TrimPrefix(key, f.key()), ":")
+		kinds[i] = kindOf[kind]
+	}
+	n, err := mend.Run(ctx, f.redis, append(keys, f.key("epoch")), kinds...).Int()
+	if n > 0 {
+		f.log.Warn("keys in Redis were none of ours, and are deleted", "keys", n)
+	}
+	return err == nil && n > 0
 }
 
 // circuitChanged tells the operator that Redis has gone, or is back.
 func (f *Fleet) circuitChanged(_ string, _, to gobreaker.State) {
 	switch to {
 	case gobreaker.StateOpen:
-		if f.share.Load() == nil {
-			n := f.size.Load()
-			f.share.Store(newShare(f.limits, int(n)))
-			f.log.Warn("Redis does not answer: this instance holds its share of every limit", "instances", n)
+		f.countAlone()
+		if !f.away.Swap(true) {
+			f.log.Warn("Redis does not answer: this instance holds its share of every limit", "instances", f.members.size.Load())
 		}
-		f.counts.stale.Store(true)
 	case gobreaker.StateClosed:
-		if f.share.Swap(nil) != nil {
+		if f.away.Swap(false) {
 			f.log.Info("Redis answers again")
 		}
+		f.members.nudge()
 	}
 }
 
-// live tells that this instance lives, writes its counts anew where Redis has lost them, and forgets those that are dead.
-func (f *Fleet) live(ctx context.Context) {
-	tick := time.NewTicker(beatEvery)
-	defer tick.Stop()
-	for {
-		f.beat(ctx)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-func (f *Fleet) beat(ctx context.Context) {
-	answer, err := f.ask(ctx, beat, []string{f.key("live")}, stale, f.instance)
-	if err != nil {
-		return
-	}
-	known, size, dead, ok := readBeat(answer)
-	if !ok {
-		return
-	}
-	f.size.Store(max(size, 1))
-	f.metrics.FleetSize(int(size))
-	if !known || f.counts.stale.Load() {
-		f.writeAll(ctx)
-	}
-	if dead != "" && dead != f.instance {
-		f.bury(ctx, dead)
-	}
-}
-
-// readBeat reads the answer of beat.
-func readBeat(answer any) (known bool, size int64, dead string, ok bool) {
-	parts, _ := answer.([]any)
-	if len(parts) != 3 {
-		return false, 0, "", false
-	}
-	k, ok1 := parts[0].(int64)
-	size, ok2 := parts[1].(int64)
-	dead, ok3 := parts[2].(string)
-	return k == 1, size, dead, ok1 && ok2 && ok3
-}
-
-// bury forgets what a dead instance held.
-func (f *Fleet) bury(ctx context.Context, instance string) {
-	for range 10_000 {
-		more, err := bury.Run(ctx, f.redis, []string{f.key("live"), f.key("held", instance)}, instance, stale).Int()
-		if err != nil || more == 0 {
-			return
-		}
+// countAlone has this instance hold its share of every limit, until it counts with the others again.
+func (f *Fleet) countAlone() {
+	f.counts.stale.Store(true)
+	if f.share.Load() == nil {
+		f.share.CompareAndSwap(nil, newShare(f.limits, int(f.members.size.Load())))
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 20 * time.Second
+const testPatience = 20 * time.Second
 
 // server is a Redis of a test's own, and a client of it.
 type server struct {
@@ -45,7 +45,7 @@ func (s *server) until(what string, so func() bool) {
 	s.t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(patience); !so(); {
+	for timeout := time.After(testPatience); !so(); {
 		select {
 		case <-tick.C:
 		case <-timeout:
@@ -73,7 +73,7 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 // newInstance is an instance of a fleet.
 func (s *server) newInstance(name string, limits ratelimit.Config) (*Fleet, *lines) {
 	s.t.Helper()
-	return s.newInstanceWith(name, limits, patience) // a crowded machine is not what a test is about
+	return s.newInstanceWith(name, limits, testPatience) // a crowded machine is not what a test is about
 }
 
 func (s *server) newInstanceWith(name string, limits ratelimit.Config, budget time.Duration) (*Fleet, *lines) {
@@ -96,7 +96,7 @@ func (s *server) known(n int64, all ...*Fleet) {
 		}
 		for _, f := range all {
 			f.beat(context.Background())
-			if f.size.Load() != n {
+			if f.members.size.Load() != n {
 				return false
 			}
 		}
@@ -156,7 +156,7 @@ func TestOneCap(t *testing.T) {
 	var knocking sync.WaitGroup
 	for i := range 30 {
 		knocking.Go(func() {
-			p, v := all[i%3].Enter(ctx, here, "Alice")
+			p, v := all[i%3].Enter(ctx, here, "Alice", false)
 			mu.Lock()
 			defer mu.Unlock()
 			if v.Scope == "" {
@@ -170,7 +170,7 @@ func TestOneCap(t *testing.T) {
 	if len(places) != 3 {
 		t.Fatalf("%d have a place, want 3", len(places))
 	}
-	if p, v := all[0].Enter(ctx, here, "Bob"); v.Scope != "" {
+	if p, v := all[0].Enter(ctx, here, "Bob", false); v.Scope != "" {
 		t.Errorf("another subject: got %+v", v)
 	} else {
 		p.Release()
@@ -178,13 +178,13 @@ func TestOneCap(t *testing.T) {
 	places[0].Release()
 	places[0].Release()
 	s.until("a place is free", func() bool {
-		p, v := all[2].Enter(ctx, here, "Alice")
+		p, v := all[2].Enter(ctx, here, "Alice", false)
 		if v.Scope == "" {
 			places[0] = p
 		}
 		return v.Scope == ""
 	})
-	if _, v := all[1].Enter(ctx, here, "Alice"); v.Scope != SessionsSubject {
+	if _, v := all[1].Enter(ctx, here, "Alice", false); v.Scope != SessionsSubject {
 		t.Errorf("got %+v", v)
 	}
 	for _, p := range places {
@@ -199,7 +199,7 @@ func TestPlaceMoves(t *testing.T) {
 	f, _ := s.newInstance("a", ratelimit.Config{SessionsPerIP: 1})
 	s.known(1, f)
 	ctx := context.Background()
-	p, _ := f.Enter(ctx, here, "")
+	p, _ := f.Enter(ctx, here, "", false)
 	there := netip.MustParsePrefix("192.0.2.9/32")
 	p.Move(there)
 	s.until("the first address is free", func() bool { return f.Admit(ctx, here).Scope == "" })
@@ -218,7 +218,7 @@ func TestManySessions(t *testing.T) {
 	for i := range 8 {
 		all.Go(func() {
 			for n := range 150 {
-				p, v := f.Enter(ctx, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i), byte(n)}), 32), "")
+				p, v := f.Enter(ctx, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i), byte(n)}), 32), "", false)
 				if v.Scope != "" {
 					t.Errorf("got %+v", v)
 					return
@@ -242,17 +242,17 @@ func TestDeadInstance(t *testing.T) {
 	b, _ := s.newInstance("b", limits)
 	s.known(2, a, b)
 	ctx := context.Background()
-	if _, v := a.Enter(ctx, here, ""); v.Scope != "" {
+	if _, v := a.Enter(ctx, here, "", false); v.Scope != "" {
 		t.Fatalf("got %+v", v)
 	}
 	a.stop() // as by kill -9: it says nothing
 	a.running.Wait()
-	if _, v := b.Enter(ctx, here, ""); v.Scope != SessionsTotal {
+	if _, v := b.Enter(ctx, here, "", false); v.Scope != SessionsTotal {
 		t.Fatalf("got %+v", v)
 	}
 	began := time.Now()
 	s.until("its place is free", func() bool {
-		_, v := b.Enter(ctx, here, "")
+		_, v := b.Enter(ctx, here, "", false)
 		return v.Scope == ""
 	})
 	if took := time.Since(began); took > 15*time.Second {
@@ -272,13 +272,13 @@ func TestFlushAll(t *testing.T) {
 	s.known(2, a, b)
 	ctx := context.Background()
 	for range 2 {
-		if _, v := a.Enter(ctx, here, "Alice"); v.Scope != "" {
+		if _, v := a.Enter(ctx, here, "Alice", false); v.Scope != "" {
 			t.Fatalf("got %+v", v)
 		}
 	}
 	s.FlushAll(ctx)
 	s.until("the counts are back", func() bool { return s.HGet(ctx, "{test}:cap:all", "a").Val() == "2" })
-	if _, v := b.Enter(ctx, here, "Alice"); v.Scope != SessionsSubject {
+	if _, v := b.Enter(ctx, here, "Alice", false); v.Scope != SessionsSubject {
 		t.Errorf("got %+v", v)
 	}
 }
@@ -294,7 +294,7 @@ func TestRedisComesAndGoes(t *testing.T) {
 	quick := func(f *Fleet, subject string) (*Place, Verdict) {
 		t.Helper()
 		began := time.Now()
-		p, v := f.Enter(ctx, here, subject)
+		p, v := f.Enter(ctx, here, subject, false)
 		if took := time.Since(began); took > 2*time.Second { // a crowded machine; the budget is 100 ms
 			t.Errorf("it took %v", took)
 		}
@@ -341,7 +341,7 @@ func TestWrongType(t *testing.T) {
 	s.known(1, f)
 	ctx := context.Background()
 	s.Set(ctx, "{test}:cap:all", "mine", 0)
-	if p, v := f.Enter(ctx, here, ""); v.Scope != "" {
+	if p, v := f.Enter(ctx, here, "", false); v.Scope != "" {
 		t.Errorf("got %+v", v)
 	} else {
 		p.Release()

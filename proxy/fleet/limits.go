@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sony/gobreaker/v2"
+
 	"portcullis/ratelimit"
 )
 
@@ -61,38 +63,45 @@ func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	return verdictOf(answer)
 }
 
-// Enter takes a place for a session of an authenticated client. Where it is given, leave gives it back.
-func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string) (p *Place, v Verdict) {
-	l := &f.limits
-	a, s := address.String(), subjectKey(subject)
-	every, burst := gcra(l.UpgradesPerSubject, l.UpgradesPerSubjectBurst)
-	mostSubject := l.SessionsPerSubject
-	if subject == "" {
-		every, burst, mostSubject = 0, 0, 0
+// Enter takes a place for a session of an authenticated client. With admit it does first what Admit does, in the same call.
+func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string, admit bool) (p *Place, v Verdict) {
+	l := new(f.limits)
+	if !admit {
+		l.UpgradesPerIP.N, l.AuthFailuresPerIP.N, l.Upgrades.N = 0, 0, 0
 	}
+	a, s := address.String(), subjectKey(subject)
+	if subject == "" {
+		l.UpgradesPerSubject.N, l.SessionsPerSubject = 0, 0
+	}
+	every, burst := gcra(l.UpgradesPerSubject, l.UpgradesPerSubjectBurst)
+	everyAddress, burstAddress := gcra(l.UpgradesPerIP, l.UpgradesPerIPBurst)
+	everyFailure, burstFailure := gcra(l.AuthFailuresPerIP, l.AuthFailuresPerIPBurst)
+	everyAll, burstAll := gcra(l.Upgrades, l.UpgradesBurst)
 	p = &Place{fleet: f}
 	keys := []string{f.key("cap:a", a), f.key("cap:s", s), f.key("cap:all")}
-	for i, most := range []int{l.SessionsPerIP, mostSubject, l.Sessions} {
+	for i, most := range []int{l.SessionsPerIP, l.SessionsPerSubject, l.Sessions} {
 		if most > 0 {
 			p.keys = append(p.keys, keys[i])
 		}
 	}
 	p.address = f.key("cap:a", a)
-	if len(p.keys) == 0 && every == 0 {
+	if len(p.keys) == 0 && every+everyAddress+everyFailure+everyAll == 0 {
 		return p, Verdict{} // there is nothing to ask
 	}
 	var answer any
 	err := errWriting
-	if f.counts.begin(f.budget) {
+	if f.circuit.State() != gobreaker.StateOpen && f.counts.begin(f.budget) {
 		defer f.counts.writing.RUnlock()
 		answer, err = f.ask(ctx, enter,
-			[]string{f.key("live"), f.key("rate:s", s), keys[0], keys[1], keys[2], f.key("held", f.instance)},
-			stale, f.instance, every, burst, l.SessionsPerIP, mostSubject, l.Sessions)
+			[]string{f.key("live"), f.key("rate:s", s), keys[0], keys[1], keys[2], f.key("held", f.instance),
+				f.key("rate:a", a), f.key("fail", a), f.key("rate:all")},
+			stale, f.instance, every, burst, l.SessionsPerIP, l.SessionsPerSubject, l.Sessions,
+			everyAddress, burstAddress, everyFailure, burstFailure, everyAll, burstAll)
 	}
 	if err == nil {
 		v = verdictOf(answer)
 	} else {
-		v = f.ownShare().enter(subject, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
+		v = f.ownShare().enter(address, subject, admit, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
 		f.counts.stale.Store(true)
 	}
 	if v.Scope != "" {
@@ -201,7 +210,7 @@ func (f *Fleet) ownShare() *share {
 	if s := f.share.Load(); s != nil {
 		return s
 	}
-	return newShare(f.limits, int(f.size.Load()))
+	return newShare(f.limits, int(f.members.size.Load()))
 }
 
 func (s *share) admit(address netip.Prefix, ofAddress, ofAll int64) Verdict {
@@ -221,7 +230,12 @@ func (s *share) admit(address netip.Prefix, ofAddress, ofAll int64) Verdict {
 	return Verdict{}
 }
 
-func (s *share) enter(subject string, ofAddress, ofSubject, ofAll int64) Verdict {
+func (s *share) enter(address netip.Prefix, subject string, admit bool, ofAddress, ofSubject, ofAll int64) Verdict {
+	if admit {
+		if v := s.admit(address, 0, 0); v.Scope != "" {
+			return v
+		}
+	}
 	if wait, ok := s.limits.UpgradeOfSubject(subject, time.Now()); !ok {
 		return Verdict{RateSubject, wait}
 	}

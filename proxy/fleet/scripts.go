@@ -15,6 +15,7 @@ local function due(key, every, burst, take)
 	every, burst = tonumber(every), tonumber(burst)
 	if every == 0 then return 0 end
 	local at = math.max(tonumber(redis.call('GET', key)) or 0, now)
+	at = math.min(at, now + burst) -- beyond that is nothing, unless the clock was set back
 	local wait = at + every - burst - now
 	if wait > 0 then return math.ceil(wait) end
 	if take then redis.call('SET', key, at + every, 'PX', math.ceil(at + every - now) + 1) end
@@ -25,7 +26,7 @@ local function count(key, live, stale)
 	local n, held = 0, redis.call('HGETALL', key)
 	for i = 1, #held, 2 do
 		local beat = redis.call('ZSCORE', live, held[i])
-		if beat and tonumber(beat) > now - stale then n = n + tonumber(held[i + 1]) end
+		if beat and tonumber(beat) > now - stale then n = n + (tonumber(held[i + 1]) or 0) end
 	end
 	return n
 end
@@ -56,10 +57,16 @@ return {0, 0}
 `)
 
 	// enter takes a place for a session, once its client is authenticated.
-	// KEYS: live, rate of the subject, sessions of the address, of the subject, of all, what this instance holds.
-	// ARGV: stale, instance, every and burst of the rate, most sessions of the address, of the subject and of all. -1: not counted.
+	// KEYS: live, rate of the subject, sessions of the address, of the subject, of all, what this instance holds, and as admit the rate of
+	// the address, its failures, the rate of all.
+	// ARGV: stale, instance, every and burst of the rate, most sessions of the address, of the subject and of all, where 0 is not counted,
+	// and every and burst of the other rates, where 0 is not asked about.
 	enter = redis.NewScript(scriptHead + `
 local stale = tonumber(ARGV[1])
+for i, scope in ipairs({1, 2, 3}) do
+	local wait = due(KEYS[6 + i], ARGV[6 + 2 * i], ARGV[7 + 2 * i], scope ~= 2)
+	if wait > 0 then return {scope, wait} end
+end
 local wait = due(KEYS[2], ARGV[3], ARGV[4], true)
 if wait > 0 then return {6, wait} end
 if full(KEYS[3], ARGV[5], KEYS[1], stale) then return {4, 0} end
@@ -76,6 +83,9 @@ return {0, 0}
 
 	// charge takes one from a rate. KEYS: the rate. ARGV: every, burst.
 	charge = redis.NewScript(scriptHead + `return due(KEYS[1], ARGV[1], ARGV[2], true)`)
+
+	// heldKeys are the keys of which an instance has a part. KEYS: what it holds.
+	heldKeys = redis.NewScript(`return redis.call('SMEMBERS', KEYS[1])`)
 
 	// set writes what an instance holds. KEYS: what it holds, then each key. ARGV: instance, then the number of each; 0: none.
 	set = redis.NewScript(`
@@ -104,19 +114,65 @@ end
 return 0
 `)
 
-	// beat tells that an instance lives. KEYS: live. ARGV: stale, instance.
-	// It returns 1 where it was known to, how many live, and one that does not any more.
+	// beat tells that an instance lives. KEYS: live, owners, draining, epoch, secret. ARGV: stale, instance, the token of its process,
+	// whether it is draining, its secret. It returns how it stands (standing), how many live that do not drain, the epoch, the time, one
+	// that does not live any more, the secret that all have, and the names of those that live.
 	beat = redis.NewScript(scriptHead + `
 local stale = tonumber(ARGV[1])
-local last = redis.call('ZSCORE', KEYS[1], ARGV[2])
-redis.call('ZADD', KEYS[1], now, ARGV[2])
+local last = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or 0)
+local owner = redis.call('HGET', KEYS[2], ARGV[2])
+local standing = 1
+if last > now - stale then
+	standing = 2
+	if owner ~= ARGV[3] then standing = owner and 0 or 1 end
+end
+if standing > 0 then
+	redis.call('ZADD', KEYS[1], now, ARGV[2])
+	redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+	redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[3], ARGV[2])
+end
+redis.call('SET', KEYS[5], ARGV[5], 'NX')
+local secret = redis.call('GET', KEYS[5])
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - stale, 'LIMIT', 0, 1)
-local known = 0
-if last and tonumber(last) > now - stale then known = 1 end
-return {known, redis.call('ZCOUNT', KEYS[1], '(' .. (now - stale), '+inf'), dead[1] or ''}
+local names = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - stale), '+inf')
+local size = 0
+for _, name in ipairs(names) do
+	if redis.call('SISMEMBER', KEYS[3], name) == 0 then size = size + 1 end
+end
+return {standing, size, tonumber(redis.call('GET', KEYS[4])) or 0, now, dead[1] or '', secret, unpack(names)}
 `)
 
-	// bury forgets a dead instance, some of what it held at a time. KEYS: live, what it held. ARGV: instance, stale.
+	// nothing asks whether Redis answers in time.
+	nothing = redis.NewScript(`return 0`)
+
+	// alive names the instances that live. KEYS: live. ARGV: stale.
+	alive = redis.NewScript(scriptHead + `return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - tonumber(ARGV[1])), '+inf')`)
+
+	// record keeps a message of the bus in the history, once, and forgets the oldest. KEYS: history, its bytes, the number that its
+	// publisher has come to. ARGV: the message, its number, until when it counts (0: ever), most messages, their age in ms, most bytes.
+	// It returns the message's id in the history, or where it is not kept: 'repeated' or 'late'.
+	record = redis.NewScript(scriptHead + `
+local number, until_ = tonumber(ARGV[2]), tonumber(ARGV[3])
+if until_ > 0 and now > until_ then return 'late' end
+if number <= (tonumber(redis.call('GET', KEYS[3])) or 0) then return 'repeated' end
+redis.call('SET', KEYS[3], ARGV[2], 'EX', 86400)
+local id = redis.call('XADD', KEYS[1], '*', 'm', ARGV[1])
+local count = redis.call('XLEN', KEYS[1])
+local bytes = #ARGV[1]
+if count > 1 then bytes = bytes + (tonumber(redis.call('GET', KEYS[2])) or 0) end
+for _ = 1, 1000 do
+	local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+	if not oldest or oldest[1] == id then break end
+	local at = tonumber(string.match(oldest[1], '^%d+'))
+	if count <= tonumber(ARGV[4]) and at > now - tonumber(ARGV[5]) and bytes <= tonumber(ARGV[6]) then break end
+	redis.call('XDEL', KEYS[1], oldest[1])
+	count, bytes = count - 1, bytes - #(oldest[2][2] or '')
+end
+redis.call('SET', KEYS[2], math.max(bytes, 0))
+return id
+`)
+
+	// bury forgets a dead instance, some of what it held at a time. KEYS: live, what it held, owners, draining. ARGV: instance, stale.
 	// It returns whether there is more.
 	bury = redis.NewScript(scriptHead + `
 local last = redis.call('ZSCORE', KEYS[1], ARGV[1])
@@ -124,6 +180,43 @@ if last and tonumber(last) > now - tonumber(ARGV[2]) then return 0 end
 for _, key in ipairs(redis.call('SPOP', KEYS[2], 500)) do redis.call('HDEL', key, ARGV[1]) end
 if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
 redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('SREM', KEYS[4], ARGV[1])
 return 0
 `)
+
+	// leave takes an instance out. KEYS: live, owners, draining. ARGV: instance, the token of its process. It returns 1 where it was it.
+	leave = redis.NewScript(`
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('SREM', KEYS[3], ARGV[1])
+return 1
+`)
+
+	// mend deletes keys that are of another kind than they are to be, and has all instances write their counts anew. KEYS: any, and the
+	// epoch. ARGV: the kind of each but the epoch. It returns how many were deleted.
+	mend = redis.NewScript(`
+local deleted = 0
+local function delete(key) deleted = deleted + redis.call('DEL', key) end
+for i = 1, #KEYS do
+	local kind, want = redis.call('TYPE', KEYS[i]).ok, ARGV[i] or 'string'
+	if want == 'counts' and kind == 'hash' then
+		for _, n in ipairs(redis.call('HVALS', KEYS[i])) do
+			if not string.match(n, '^%-?%d+$') then delete(KEYS[i]) break end
+		end
+	elseif want ~= '' and kind ~= 'none' and kind ~= want and not (want == 'counts' and kind == 'hash') then
+		delete(KEYS[i])
+	end
+end
+if deleted > 0 then redis.call('INCR', KEYS[#KEYS]) end
+return deleted
+`)
 )
+
+// kindOf says what is under a key, by the part of its name behind that of the fleet. counts are a hash of numbers.
+var kindOf = map[string]string{
+	"live": "zset", "owners": "hash", "draining": "set", "epoch": "string", "rate": "string", "fail": "string", "cap": "counts",
+	"held": "set", "kept_out": "zset", "ticket": "hash", "tickets": "zset", "reply": "hash", "history": "stream", "history_bytes": "string",
+	"published": "string", "secret": "string",
+}

@@ -1,11 +1,13 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
 
 	"portcullis/proxy/auth"
+	"portcullis/proxy/fleet"
 	"portcullis/proxy/refusal"
 	"portcullis/ratelimit"
 )
@@ -19,7 +21,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	ticket, err := g.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
 	if missing && u.route.first == nil {
-		return &refusal.Refusal{Reason: refusal.TokenMissing, Header: refusal.Challenge("")}
+		return cmp.Or(g.admitUnasked(u), &refusal.Refusal{Reason: refusal.TokenMissing, Header: refusal.Challenge("")})
 	}
 	attempt, no := g.attempt(u.Request)
 	if no != nil {
@@ -47,6 +49,9 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	}
 	switch {
 	case err != nil:
+		if no := g.admitUnasked(u); no != nil {
+			return no // and the client does not learn what its credential is
+		}
 		return g.charge(u.Request, attempt, g.tokenRefusal(u.Request, err))
 	case u.HTTP.Context().Err() != nil:
 		return g.contextRefusal(u.HTTP.Context().Err())
@@ -148,6 +153,9 @@ func (g *Gate) tokenRefusal(r *Request, err error) *refusal.Refusal {
 			no.Header = refusal.Challenge("", denied.Challenge...)
 		}
 		return no
+	}
+	if errors.Is(err, fleet.ErrAway) {
+		return &refusal.Refusal{Reason: refusal.FleetUnavailable, Err: err}
 	}
 	if errors.Is(err, auth.ErrConflict) {
 		return &refusal.Refusal{Reason: refusal.TokenConflict, Header: refusal.Challenge("invalid_request")}

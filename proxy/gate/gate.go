@@ -16,7 +16,6 @@ import (
 	"portcullis/proxy/origin"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/session"
-	"portcullis/proxy/ticket"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -62,8 +61,8 @@ type Parts struct {
 	Fleet      *fleet.Fleet // nil: this instance is alone
 	Auth       *auth.Auth
 	Upstream   *upstream.Upstream
-	Extensions bool                      // sessions may have extensions
-	Tickets    *ticket.Store[auth.Grant] // nil: there are none
+	Extensions bool    // sessions may have extensions
+	Tickets    Tickets // nil: there are none
 	Sessions   *session.Manager
 	Report     *refusal.Reporter
 	Metrics    *admin.Metrics

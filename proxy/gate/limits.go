@@ -113,10 +113,10 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 	if scope != "" || g.Fleet == nil {
 		return capRefusal(scope)
 	}
-	place, v := g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject)
+	place, v := g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject, u.unasked)
 	for v.Scope == fleet.SessionsAddress && g.Sessions.EvictDetachedOfAddress(u.Key) ||
 		v.Scope == fleet.SessionsSubject && g.Sessions.EvictDetachedOfSubject(u.grant.Subject) {
-		place, v = g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject)
+		place, v = g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject, false)
 	}
 	if v.Scope != "" {
 		return g.fleetRefusal(v) // the slot is given back with what else the upgrade holds
@@ -138,11 +138,28 @@ func (g *Gate) checkSubject(subject string) *refusal.Refusal {
 
 func (g *Gate) checkOrigin(u *upgrade) *refusal.Refusal { return g.CheckOrigin(u.Request) }
 
-// checkRates is CheckRates, and looks at the caps of the fleet, too, since it asks already.
+// checkRates is CheckRates, and looks at the caps of the fleet, too, since it asks already. Where nobody is asked about the client the
+// fleet is asked once, for all that it limits: when a place is taken, or when there is none to take.
 func (g *Gate) checkRates(u *upgrade) *refusal.Refusal {
 	if no := g.checkOwnRates(u.Request); no != nil || g.Fleet == nil {
 		return no
 	}
+	if u.unasked = u.route.first == nil && (u.route.auth.Local() || g.hasTicket(u)); u.unasked {
+		return nil
+	}
+	return g.admit(u)
+}
+
+// admitUnasked is for an upgrade that is refused before it takes a place.
+func (g *Gate) admitUnasked(u *upgrade) *refusal.Refusal {
+	if !u.unasked {
+		return nil
+	}
+	return g.admit(u)
+}
+
+// admit asks the fleet about rates.
+func (g *Gate) admit(u *upgrade) *refusal.Refusal {
 	v := g.Fleet.Admit(u.HTTP.Context(), u.Key)
 	if v.Scope == fleet.SessionsAddress && g.Sessions.HasDetached(u.Key) {
 		return nil // see checkSessionCaps

@@ -1,15 +1,37 @@
 package gate
 
 import (
+	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"portcullis/proxy/auth"
 	"portcullis/proxy/session"
 )
 
+// Tickets are good once, for whoever shows one. They are safe for concurrent use.
+type Tickets interface {
+	// Issue returns a new ticket for what a client was granted, and until when it can be used. The error is [ticket.ErrOwner] or
+	// [ticket.ErrTotal].
+	Issue(ctx context.Context, address netip.Prefix, g auth.Grant) (text string, until time.Time, err error)
+	// Redeem returns what a ticket stands for. The error is an [*auth.RefusedError], or [fleet.ErrAway]: nobody knows.
+	Redeem(ctx context.Context, text string, from netip.Prefix) (auth.Grant, error)
+	// Close forgets those that are in memory.
+	Close()
+}
+
 // TicketParam is the query parameter of an upgrade that holds a ticket.
 const TicketParam = "ticket"
+
+// hasTicket reports whether an upgrade shows a ticket, or tries to.
+func (g *Gate) hasTicket(u *upgrade) bool {
+	if g.Tickets == nil {
+		return false
+	}
+	text, wrong := auth.FindParam(u.HTTP, TicketParam)
+	return text != "" || wrong != nil
+}
 
 // findTicket returns the ticket that an upgrade shows, "" for none. err is that of the search for a token, which a ticket
 // makes unnecessary.
@@ -26,11 +48,11 @@ func (g *Gate) findTicket(u *upgrade, err error) (string, error) {
 
 // redeem replaces u's grant by the ticket's. The ticket is used up, whatever comes of it.
 func (g *Gate) redeem(u *upgrade, text string) error {
-	grant, ok := g.Tickets.Redeem(text, u.Key)
+	grant, err := g.Tickets.Redeem(u.HTTP.Context(), text, u.Key)
 	shown := u.grant.Credential
 	switch {
-	case !ok:
-		return &auth.RefusedError{Cause: errTicket}
+	case err != nil:
+		return err
 	case shown.Token != "" && shown.Token != grant.Token:
 		return auth.ErrConflict // the upstream might go by a token that it finds
 	}
@@ -40,9 +62,6 @@ func (g *Gate) redeem(u *upgrade, text string) error {
 		return nil
 	}
 	// What the verifier said when it issued the ticket holds no longer.
-	var err error
 	u.grant.Decision, err = u.route.auth.Verify(g.Base, u.grant.Credential)
 	return err
 }
-
-var errTicket = errors.New("the ticket is not known, used, over or another address's")

@@ -18,6 +18,7 @@ type upgrade struct {
 	validHandshake bool            // checkHandshake found nothing wrong
 	route          *route          // from chooseRoute on
 	grant          auth.Grant      // from authenticate on
+	unasked        bool            // from checkRates on: about its rates the fleet has not been asked
 	groups         []string        // from findGroups on
 	resumption     bool            // from takeResumption on: the client offers to come back when its connection is lost
 	back           *session.Return // it does come back; nil: it opens a session

@@ -45,6 +45,7 @@ const (
 	Overload            Reason = "overload"
 	Tickets             Reason = "tickets"
 	TicketsTotal        Reason = "tickets_total"
+	FleetUnavailable    Reason = "fleet_unavailable"
 	UpstreamDial        Reason = "upstream_dial"
 	UpstreamTimeout     Reason = "upstream_timeout"
 	UpstreamHandshake   Reason = "upstream_handshake"
@@ -91,6 +92,7 @@ var answers = map[Reason]struct {
 	Overload:            {503, "this server is overloaded"},
 	Tickets:             {429, "too many unused tickets of yours"},
 	TicketsTotal:        {503, "too many unused tickets"},
+	FleetUnavailable:    {503, "the other instances cannot be asked at the moment"},
 	UpstreamDial:        {502, "the upstream cannot be reached"},
 	UpstreamTimeout:     {504, "the upstream does not answer"},
 	UpstreamHandshake:   {502, "the upstream's answer is not a WebSocket handshake"},
@@ -110,6 +112,8 @@ func (r Reason) retryAfter() time.Duration {
 	switch r {
 	case Draining:
 		return time.Second // another instance takes over
+	case FleetUnavailable:
+		return time.Second // what they share is looked for again by then
 	case FirstMessageFull:
 		return time.Second // a place is taken for a few at most
 	case Overload:

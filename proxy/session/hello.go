@@ -32,7 +32,7 @@ func (s *Session) Hello(end time.Time) []byte {
 	switch {
 	case m.history == nil:
 	case s.control.history != nil:
-		h.Portcullis.Push = m.history.id(s.control.history.newest)
+		h.Portcullis.Push = s.control.history.newest
 	default:
 		h.Portcullis.Push = m.history.newest()
 	}

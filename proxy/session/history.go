@@ -2,9 +2,10 @@ package session
 
 import (
 	"bytes"
-	"crypto/rand"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,58 +67,78 @@ func (m *Manager) LastPush(query string) *string {
 // KeepsHistory reports whether LastPushParam is the gate's own.
 func (m *Manager) KeepsHistory() bool { return m.history != nil }
 
-// history keeps the last pushes, in one order, and each with its filter, by which it is read.
+// history keeps the last pushes, in one order, and each with its filter, by which it is read. Alone it numbers them itself; in a fleet
+// their ids are those of a stream that all instances read.
 type history struct {
-	size HistorySize
-	// name begins every id, and tells this history from that of an earlier process.
-	name string
+	size   HistorySize
+	shared bool // in a fleet
 
-	mu    sync.Mutex // guards what follows, and every position; taken before the registry's
-	kept  []keptPush // the oldest first, without a gap in the numbers
-	last  int64      // the number of the newest; 0: there was none
-	bytes int
+	mu     sync.Mutex // guards what follows, and every position; taken before the registry's
+	kept   []keptPush // the oldest first, without a gap in the numbers
+	last   int64      // the number of the newest; 0: there was none
+	lastID pushID     // of that, or of what is known of the time before
+	gone   pushID     // what came up to it is not kept
+	bytes  int
 }
 
 type keptPush struct {
-	number int64
+	number int64 // in this process
+	id     pushID
 	at     time.Time
 	filter Filter
 	push   *relay.Push
 }
 
-// position is how far a session has come in the history.
-type position struct {
-	seen   int64 // the number up to which it has everything, or will never have it
-	newest int64 // of the history as the session was opened
-	gap    bool  // it missed what is not kept any more, and has not been told
-	behind bool  // it reads from the history; what is pushed meanwhile it finds there
+// pushID is the id of a push: when it was pushed, or when the process that numbers them began, in ms since 1970, and a number.
+type pushID struct{ ms, n uint64 }
+
+func (id pushID) String() string {
+	return strconv.FormatUint(id.ms, 10) + "-" + strconv.FormatUint(id.n, 10)
 }
 
-func newHistory(size HistorySize) *history {
+func (id pushID) compare(other pushID) int {
+	return cmp.Or(cmp.Compare(id.ms, other.ms), cmp.Compare(id.n, other.n))
+}
+
+// parsePushID reports false for what no push has as its id.
+func parsePushID(text string) (id pushID, ok bool) {
+	ms, n, _ := strings.Cut(text, "-")
+	var err1, err2 error
+	id.ms, err1 = strconv.ParseUint(ms, 10, 64)
+	id.n, err2 = strconv.ParseUint(n, 10, 64)
+	return id, err1 == nil && err2 == nil && id.String() == text
+}
+
+// position is how far a session has come in the history.
+type position struct {
+	seen   int64  // the number up to which it has everything, or will never have it
+	after  pushID // beyond that it has everything up to this, which another instance has sent it
+	newest string // the id of the newest push as the session was opened
+	gap    bool   // it missed what is not kept any more, and has not been told
+	behind bool   // it reads from the history; what is pushed meanwhile it finds there
+}
+
+func newHistory(size HistorySize, shared bool) *history {
 	if size.Pushes == 0 {
 		return nil
 	}
-	return &history{size: size, name: strings.ToLower(rand.Text()[:8])}
-}
-
-func (h *history) id(number int64) string { return h.name + "-" + strconv.FormatInt(number, 10) }
-
-// number is what stands in an id; 0: it is none of this history, or of a push that is still to come.
-func (h *history) number(id string) int64 {
-	name, digits, _ := strings.Cut(id, "-")
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if name != h.name || err != nil || n < 0 || n > h.last || h.id(n) != id {
-		return -1
+	h := &history{size: size, shared: shared}
+	if !shared {
+		h.lastID.ms = uint64(time.Now().UnixMilli())
+		h.gone = h.lastID
 	}
-	return n
+	return h
 }
 
-// newest is the id of the newest push; that of number 0 if there was none.
+// newest is the id of the newest push; if there was none one that is before the first.
 func (h *history) newest() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.id(h.last)
+	return h.lastID.String()
 }
+
+// ahead is how far the clock of one who numbers pushes may be ahead of this process's.
+const ahead = 10 * time.Minute
 
 // position is where a session begins that has seen everything up to last. Nil, also without a history: it did not ask.
 func (h *history) position(last *string) *position {
@@ -126,12 +147,24 @@ func (h *history) position(last *string) *position {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := &position{seen: h.last, newest: h.last, behind: true}
-	if *last != "" {
-		h.expire(time.Now())
-		if p.seen = h.number(*last); p.seen < h.oldest()-1 {
-			p.seen, p.gap = h.oldest()-1, true
+	p := &position{seen: h.last, newest: h.lastID.String(), behind: true}
+	if *last == "" {
+		return p
+	}
+	h.expire(time.Now())
+	id, ok := parsePushID(*last)
+	switch {
+	case !ok || id.compare(h.gone) < 0:
+		p.seen, p.gap = h.oldest()-1, true
+	case id.compare(h.lastID) <= 0:
+		n, known := slices.BinarySearchFunc(h.kept, id, func(k keptPush, id pushID) int { return k.id.compare(id) })
+		if p.seen = h.oldest() - 1 + int64(n); known {
+			p.seen++
 		}
+	case h.shared && id.ms < uint64(time.Now().Add(ahead).UnixMilli()):
+		p.after = id // another instance was quicker
+	default:
+		p.seen, p.gap = h.oldest()-1, true
 	}
 	return p
 }
@@ -139,13 +172,16 @@ func (h *history) position(last *string) *position {
 // oldest is the number of the oldest push that is kept, or of the next one. The caller holds mu.
 func (h *history) oldest() int64 { return h.last - int64(len(h.kept)) + 1 }
 
-// add keeps a push. The caller holds mu.
-func (h *history) add(f Filter, op frame.Opcode, body []byte) (p *relay.Push, id string) {
+// add keeps a push that was made that long ago. The zero id is for the next one of a history that is not shared. The caller holds mu.
+func (h *history) add(f Filter, op frame.Opcode, body []byte, id pushID, age time.Duration) (*relay.Push, pushID) {
 	now := time.Now()
+	if id == (pushID{}) {
+		id = pushID{h.lastID.ms, h.lastID.n + 1}
+	}
 	h.last++
-	id = h.id(h.last)
-	p = relay.NewPush(op, id, body, marker("push", id))
-	h.kept = append(h.kept, keptPush{h.last, now, f, p})
+	h.lastID = id
+	p := relay.NewPush(op, id.String(), body, marker("push", id.String()))
+	h.kept = append(h.kept, keptPush{h.last, id, now.Add(-age), f, p})
 	h.bytes += p.Size()
 	h.expire(now)
 	return p, id
@@ -160,6 +196,7 @@ func (h *history) expire(now time.Time) {
 			break
 		}
 		h.bytes -= k.push.Size()
+		h.gone = k.id
 		*k = keptPush{}
 	}
 	h.kept = h.kept[n:]
@@ -176,19 +213,27 @@ func (h *history) next(s *Session) *relay.Push {
 	}
 	if p.gap {
 		p.gap = false
-		return relay.NewPush(frame.Text, "", marker("push_gap", h.id(p.seen)), nil)
+		return relay.NewPush(frame.Text, "", marker("push_gap", h.idOf(p.seen).String()), nil)
 	}
 	s.manager.registry.mu.Lock()
 	defer s.manager.registry.mu.Unlock()
 	for p.seen < h.last {
 		k := &h.kept[p.seen+1-h.oldest()]
 		p.seen++
-		if k.filter.matches(s) {
+		if k.id.compare(p.after) > 0 && k.filter.matches(s) {
 			return k.push
 		}
 	}
 	p.behind = false
 	return nil
+}
+
+// idOf is the id of a number that is kept, or that was before. The caller holds mu.
+func (h *history) idOf(number int64) pushID {
+	if n := number - h.oldest(); n >= 0 && n < int64(len(h.kept)) {
+		return h.kept[n].id
+	}
+	return h.gone
 }
 
 // skip has a session read nothing from the history any more.
@@ -203,4 +248,30 @@ func marker(name, id string) []byte {
 	var b bytes.Buffer
 	json.NewEncoder(&b).Encode(map[string]map[string]string{"portcullis": {name: id}})
 	return bytes.TrimSpace(b.Bytes())
+}
+
+// Restore takes a push into the history that was made that long ago, before this instance was there.
+func (m *Manager) Restore(f Filter, msg Message, id string, age time.Duration) {
+	parsed, ok := parsePushID(id)
+	if m.history == nil || !ok {
+		return
+	}
+	m.history.mu.Lock()
+	defer m.history.mu.Unlock()
+	m.history.add(f, msg.opcode(), msg.Body, parsed, age)
+}
+
+// ForgetPushes says that pushes before that one are not known.
+func (m *Manager) ForgetPushes(id string) {
+	parsed, ok := parsePushID(id)
+	if m.history == nil || !ok {
+		return
+	}
+	m.history.mu.Lock()
+	defer m.history.mu.Unlock()
+	h := m.history
+	h.kept, h.bytes, h.gone = nil, 0, parsed
+	if h.lastID.compare(parsed) < 0 {
+		h.lastID = parsed
+	}
 }

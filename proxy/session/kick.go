@@ -44,6 +44,9 @@ func (m *Manager) Kick(f Filter, k Kick) (relay.Reach, error) {
 	return reach, nil
 }
 
+// KeepOut keeps a subject out for that long, as another instance has been told to.
+func (m *Manager) KeepOut(subject string, d time.Duration) { m.keptOut.add(subject, time.Now().Add(d)) }
+
 // KeptOut reports whether a subject was kicked and is kept out for now.
 func (m *Manager) KeptOut(subject string) bool { return m.keptOut.has(subject, time.Now()) }
 

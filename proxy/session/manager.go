@@ -35,6 +35,8 @@ type Config struct {
 
 	// Listed has every session found by id, subject, group, path and address. Renewal does so, too.
 	Listed bool `env:"-"`
+	// Shared says that pushes have their ids from a fleet.
+	Shared bool `env:"-"`
 	// Limits are told to the library of a client that may come back.
 	Limits Limits `env:"-"`
 	// Instance names this process among others. Empty: the manager makes a name up.
@@ -99,7 +101,7 @@ func New(c Config) (*Manager, error) {
 		instance:   cmp.Or(c.Instance, instanceName()),
 		relay:      c.Relay,
 		leases:     lease.New(c.Lease),
-		history:    newHistory(c.History),
+		history:    newHistory(c.History, c.Shared),
 		events:     newEvents(),
 		resumables: newResumables(c.Relay),
 		verifier:   c.Verifier,
@@ -179,6 +181,12 @@ func (m *Manager) enter(s *Session) error {
 	m.registry.add(s)
 	return nil
 }
+
+// Instance is the name of this process, among others.
+func (m *Manager) Instance() string { return m.instance }
+
+// Finds reports whether sessions are found at all.
+func (m *Manager) Finds() bool { return m.registry != nil }
 
 // Renewable reports whether a session with that decision can be renewed: not if its subject is only a hash of its token.
 func (m *Manager) Renewable(d auth.Decision) bool { return m.rules.renewal && !d.Pseudonym }

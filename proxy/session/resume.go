@@ -450,7 +450,7 @@ func (s *Session) firstMessage() *firstMessage {
 		h.Expires = Timestamp(m.leases.End(&s.control.credential.lease))
 	}
 	if m.history != nil && s.control != nil && s.control.history != nil {
-		h.Push = m.history.id(s.control.history.newest)
+		h.Push = s.control.history.newest
 	} else if m.history != nil {
 		h.Push = m.history.newest()
 	}

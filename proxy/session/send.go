@@ -15,15 +15,19 @@ type Message struct {
 // Reserved reports whether a text message begins as those do that the gate and the library of a client exchange.
 func Reserved(text []byte) bool { return relay.Reserved(text) }
 
-// Send pushes a message to the sessions that f chooses. The id is its own in the history; empty: there is none. Where Send has
-// returned, a push that is sent after it comes after it everywhere.
-func (m *Manager) Send(f Filter, msg Message) (reach relay.Reach, id string) {
-	op := frame.Text
+func (msg *Message) opcode() frame.Opcode {
 	if msg.Binary {
-		op = frame.Binary
+		return frame.Binary
 	}
+	return frame.Text
+}
+
+// Send pushes a message to the sessions that f chooses. kept is its id in the history of a fleet; empty: it gets its own, where there is
+// a history. The id that is returned is empty where there is none. Where Send has returned, a push that is sent after it comes after it
+// everywhere.
+func (m *Manager) Send(f Filter, msg Message, kept string) (reach relay.Reach, id string) {
 	m.publisher.Lock()
-	p, id, live, to, taken := m.publish(f, op, msg.Body)
+	p, id, live, to, taken := m.publish(f, &msg, kept)
 	wait := m.relay.Push(p, live, to)
 	m.publisher.Unlock()
 	reach = wait()
@@ -34,13 +38,16 @@ func (m *Manager) Send(f Filter, msg Message) (reach relay.Reach, id string) {
 
 // publish keeps a push in the history, and returns the sessions that get it now. Others, which it counts as taken, get it as soon
 // as the relay has them, or read it from the history because they are still behind.
-func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push, id string, live []relay.Session, to []relay.Recipient, taken int) {
+func (m *Manager) publish(f Filter, msg *Message, kept string) (p *relay.Push, name string, live []relay.Session, to []relay.Recipient, taken int) {
+	var id pushID
 	if m.history != nil {
 		m.history.mu.Lock() // until the sessions are known: one that is behind now will find this push
 		defer m.history.mu.Unlock()
-		p, id = m.history.add(f, op, body)
+		id, _ = parsePushID(kept)
+		p, id = m.history.add(f, msg.opcode(), msg.Body, id, 0)
+		name = id.String()
 	} else {
-		p = relay.NewPush(op, "", body, nil)
+		p = relay.NewPush(msg.opcode(), "", msg.Body, nil)
 	}
 	m.registry.mu.Lock()
 	defer m.registry.mu.Unlock()
@@ -49,6 +56,9 @@ func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push
 		if c.history != nil && c.history.behind {
 			taken++
 			continue
+		}
+		if c.history != nil && id.compare(c.history.after) <= 0 {
+			continue // it has it already
 		}
 		c.mu.Lock()
 		switch {
@@ -59,7 +69,7 @@ func (m *Manager) publish(f Filter, op frame.Opcode, body []byte) (p *relay.Push
 		}
 		c.mu.Unlock()
 	}
-	return p, id, live, to, taken
+	return p, name, live, to, taken
 }
 
 // recipient is a session as the relay sees it when something is pushed to it.

@@ -11,7 +11,7 @@ import (
 )
 
 func send(m *Manager, f Filter, text string) (relay.Reach, string) {
-	return m.Send(f, Message{Body: []byte(text)})
+	return m.Send(f, Message{Body: []byte(text)}, "")
 }
 
 func TestSend(t *testing.T) {
@@ -94,18 +94,25 @@ func TestKeptOut(t *testing.T) {
 
 func lastPush(id string) *string { return &id }
 
-func (p *peer) wantPushes(t *testing.T, m *Manager, from, to int) {
+// pushIDs is how a history that is not shared numbers its pushes. It is called before there are any.
+func pushIDs(m *Manager) func(n int) string {
+	ms := m.history.lastID.ms
+	return func(n int) string { return pushID{ms, uint64(n)}.String() }
+}
+
+func (p *peer) wantPushes(t *testing.T, idOf func(int) string, from, to int) {
 	t.Helper()
 	for i := from; i <= to; i++ {
-		p.want(t, fmt.Sprint("push ", i), fmt.Sprintf(`{"portcullis":{"push":"%s"}}`, m.history.id(int64(i))))
+		p.want(t, fmt.Sprint("push ", i), fmt.Sprintf(`{"portcullis":{"push":"%s"}}`, idOf(i)))
 	}
 }
 
 func TestHistory(t *testing.T) {
 	m := newManager(t, Config{History: HistorySize{5, time.Hour}})
+	idOf := pushIDs(m)
 	alice := Filter{Subject: "alice"}
 	for i := 1; i <= 3; i++ {
-		if _, id := send(m, alice, fmt.Sprint("push ", i)); id != m.history.id(int64(i)) {
+		if _, id := send(m, alice, fmt.Sprint("push ", i)); id != idOf(i) {
 			t.Errorf("push %d has the id %q", i, id)
 		}
 	}
@@ -114,34 +121,34 @@ func TestHistory(t *testing.T) {
 		o.LastPush = lastPush(last)
 		return open(t, m, o)
 	}
-	all, some, none, new := from("all", m.history.id(0)), from("some", m.history.id(2)), from("none", m.history.id(3)), from("new", "")
+	all, some, none, new := from("all", idOf(0)), from("some", idOf(2)), from("none", idOf(3)), from("new", "")
 	bob := opening("bob", "bob")
-	bob.LastPush = lastPush(m.history.id(0))
+	bob.LastPush = lastPush(idOf(0))
 	other := open(t, m, bob)
 	plain := open(t, m, opening("plain", "alice"))
 	send(m, alice, "push 4")
-	all.wantPushes(t, m, 1, 4)
-	some.wantPushes(t, m, 3, 4)
-	none.wantPushes(t, m, 4, 4)
-	new.wantPushes(t, m, 4, 4)
+	all.wantPushes(t, idOf, 1, 4)
+	some.wantPushes(t, idOf, 3, 4)
+	none.wantPushes(t, idOf, 4, 4)
+	new.wantPushes(t, idOf, 4, 4)
 	plain.want(t, "push 4")
 	send(m, Filter{}, "push 5")
-	other.wantPushes(t, m, 5, 5)
+	other.wantPushes(t, idOf, 5, 5)
 
 	// What is not kept any more is told, and then comes what is.
 	for i := 6; i <= 8; i++ {
 		send(m, alice, fmt.Sprint("push ", i))
 	}
-	for _, id := range []string{m.history.id(1), "another-1", m.history.id(9), "", "nonsense", m.history.name + "-01"} {
+	for _, id := range []string{idOf(1), "another-1", idOf(9), "", "nonsense", idOf(0)[:len(idOf(0))-1] + "01"} {
 		if id == "" {
 			continue
 		}
 		p := from("gap "+id, id)
-		p.want(t, fmt.Sprintf(`{"portcullis":{"push_gap":"%s"}}`, m.history.id(3)))
-		p.wantPushes(t, m, 4, 8)
+		p.want(t, fmt.Sprintf(`{"portcullis":{"push_gap":"%s"}}`, idOf(3)))
+		p.wantPushes(t, idOf, 4, 8)
 	}
-	reaches := from("reaches", m.history.id(3))
-	reaches.wantPushes(t, m, 4, 8)
+	reaches := from("reaches", idOf(3))
+	reaches.wantPushes(t, idOf, 4, 8)
 }
 
 // A session with an extension that the gate does not know is told nothing, also not that it was reached.
@@ -158,12 +165,12 @@ func TestHistoryOfASessionThatCannotBeTold(t *testing.T) {
 }
 
 func TestHistoryForgetsTheOld(t *testing.T) {
-	h := newHistory(HistorySize{10, time.Minute})
+	h := newHistory(HistorySize{10, time.Minute}, false)
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for range 3 {
-		h.add(Filter{}, 1, make([]byte, historyBytes/2-100))
+		h.add(Filter{}, 1, make([]byte, historyBytes/2-100), pushID{}, 0)
 	}
 	if len(h.kept) != 2 || h.oldest() != 2 {
 		t.Errorf("%d are kept from %d on, want 2 in 64 MiB", len(h.kept), h.oldest())
@@ -193,6 +200,7 @@ func TestHistorySize(t *testing.T) {
 // Pushes from many at once come to each session in one order, that of the history, whenever it comes and from wherever it reads.
 func TestPushesAreInOneOrder(t *testing.T) {
 	m := newManager(t, Config{History: HistorySize{10_000, time.Hour}})
+	idOf := pushIDs(m)
 	const senders, each = 8, 100
 	var wg sync.WaitGroup
 	for s := range senders {
@@ -205,7 +213,7 @@ func TestPushesAreInOneOrder(t *testing.T) {
 	var peers []*peer
 	for i := range 10 {
 		o := opening(fmt.Sprint(i), "alice")
-		o.LastPush = lastPush(m.history.id(0))
+		o.LastPush = lastPush(idOf(0))
 		peers = append(peers, open(t, m, o))
 	}
 	for _, p := range peers {
@@ -221,7 +229,7 @@ func TestPushesAreInOneOrder(t *testing.T) {
 					return
 				}
 				next[s]++
-				if got, want := p.read(t), m.history.id(int64(n+1)); !strings.Contains(got, want) {
+				if got, want := p.read(t), idOf(n+1); !strings.Contains(got, want) {
 					t.Errorf("session %s: marker %s, want %s", p.ID, got, want)
 					return
 				}
