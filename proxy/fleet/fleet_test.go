@@ -71,15 +71,15 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 }
 
 // newInstance is an instance of a fleet.
-func (s *server) newInstance(name string, limits ratelimit.Config) (*Fleet, *lines) {
-	s.t.Helper()
-	return s.newInstanceWith(name, limits, testPatience) // a crowded machine is not what a test is about
-}
-
-func (s *server) newInstanceWith(name string, limits ratelimit.Config, budget time.Duration) (*Fleet, *lines) {
+func (s *server) newInstance(name string, limits ratelimit.Config, edits ...func(*Config)) (*Fleet, *lines) {
 	s.t.Helper()
 	log := &lines{Handler: slog.DiscardHandler}
-	f, err := New(Config{RedisURL: s.URL(), Name: "test", Instance: name, Limits: limits, Budget: budget, Logger: slog.New(log), Metrics: admin.NewMetrics(admin.Known{})})
+	c := Config{RedisURL: s.URL(), Name: "test", Instance: name, Limits: limits, Logger: slog.New(log), Metrics: admin.NewMetrics(admin.Known{})}
+	c.Budget = testPatience // a crowded machine is not what a test is about
+	for _, edit := range edits {
+		edit(&c)
+	}
+	f, err := New(c)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -289,7 +289,8 @@ func TestRedisComesAndGoes(t *testing.T) {
 	t.Parallel()
 	s := serverOf(t, redistest.New(t)) // which does not run yet
 	limits := ratelimit.Config{SessionsPerSubject: 4}
-	a, log := s.newInstanceWith("a", limits, 100*time.Millisecond)
+	quickly := func(c *Config) { c.Budget = 100 * time.Millisecond }
+	a, log := s.newInstance("a", limits, quickly)
 	ctx := context.Background()
 	quick := func(f *Fleet, subject string) (*Place, Verdict) {
 		t.Helper()
@@ -307,7 +308,7 @@ func TestRedisComesAndGoes(t *testing.T) {
 	}
 	s.Start()
 	s.until("it counts in Redis", func() bool { return s.HGet(ctx, "{test}:cap:s:"+subjectKey("Alice"), "a").Val() == "4" })
-	b, _ := s.newInstanceWith("b", limits, 100*time.Millisecond)
+	b, _ := s.newInstance("b", limits, quickly)
 	s.known(2, a, b)
 	if _, v := quick(b, "Alice"); v.Scope != SessionsSubject {
 		t.Errorf("got %+v", v)
@@ -334,20 +335,324 @@ func TestRedisComesAndGoes(t *testing.T) {
 	}
 }
 
-// What is under a key need not be ours: it costs the fleet its Redis, and nobody else anything.
-func TestWrongType(t *testing.T) {
+// What is under a key need not be ours: then it is deleted, and every instance writes what it holds anew.
+func TestWrongTypes(t *testing.T) {
 	s := newServer(t)
-	f, log := s.newInstance("a", ratelimit.Config{Sessions: 5})
-	s.known(1, f)
+	limits := ratelimit.Config{
+		Sessions: 5, SessionsPerSubject: 5, UpgradesPerIP: ratelimit.Rate{N: 1000, Per: time.Second},
+		UpgradesPerSubject: ratelimit.Rate{N: 1000, Per: time.Second}, AuthFailuresPerIP: ratelimit.Rate{N: 1000, Per: time.Second},
+	}
+	a, log := s.newInstance("a", limits)
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
 	ctx := context.Background()
-	s.Set(ctx, "{test}:cap:all", "mine", 0)
-	if p, v := f.Enter(ctx, here, "", false); v.Scope != "" {
-		t.Errorf("got %+v", v)
-	} else {
-		p.Release()
+	for range 4 {
+		if _, v := a.Enter(ctx, here, "Alice", false); v.Scope != "" {
+			t.Fatalf("got %+v", v)
+		}
+	}
+	address, subject := here.String(), subjectKey("Alice")
+	for _, key := range []string{"cap:all", "cap:s:" + subject, "held:a", "held:b", "rate:a:" + address, "rate:s:" + subject, "fail:" + address, "live", "owners", "draining", "epoch", "secret"} {
+		for _, foreign := range []func(key string){
+			func(key string) { s.Set(ctx, key, "mine", 0) },
+			func(key string) { s.RPush(ctx, key, "mine") },
+			func(key string) { s.HSet(ctx, key, "a", "many", "b", "x") },
+		} {
+			s.Del(ctx, "{test}:"+key)
+			foreign("{test}:" + key)
+			s.until("it counts again after "+key, func() bool {
+				a.Failed(ctx, here)
+				b.Admit(ctx, here)
+				for _, f := range []*Fleet{a, b} {
+					if p, v := f.Enter(ctx, here, "Alice", true); v.Scope == "" {
+						p.Release()
+					}
+					f.beat(ctx)
+				}
+				return s.HGet(ctx, "{test}:cap:all", "a").Val() == "4" && s.SIsMember(ctx, "{test}:held:a", "{test}:cap:all").Val() &&
+					s.ZCard(ctx, "{test}:live").Val() == 2 && s.HGet(ctx, "{test}:owners", "a").Val() == a.members.token &&
+					a.share.Load() == nil && b.share.Load() == nil
+			})
+		}
 	}
 	if log.warnings.Load() == 0 {
 		t.Error("nobody is told")
+	}
+}
+
+// The second of two processes with one name waits for the first to be found dead, and then has its name, or ends.
+func TestTwoOfOneName(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	limits := ratelimit.Config{Sessions: 3}
+	first, _ := s.newInstance("a", limits)
+	ctx := context.Background()
+	for range 2 {
+		first.Enter(ctx, here, "", false)
+	}
+	failed := make(chan error, 1)
+	second, log := s.newInstance("a", limits, func(c *Config) { c.Failed = func(err error) { failed <- err } })
+	third, _ := s.newInstance("a", limits)
+	if err := second.Ready(); err == nil || !strings.Contains(err.Error(), `INSTANCE: "a"`) {
+		t.Errorf("ready: %v", err)
+	}
+	if log.warnings.Load() != 1 {
+		t.Errorf("%d warnings", log.warnings.Load())
+	}
+	// It counts alone, and harms the counts of the first not.
+	if _, v := second.Enter(ctx, here, "", false); v.Scope != "" {
+		t.Errorf("got %+v", v)
+	}
+	if n := s.HGet(ctx, "{test}:cap:all", "a").Val(); n != "2" {
+		t.Errorf("the first holds %s", n)
+	}
+	select {
+	case err := <-failed:
+		if err == nil || !strings.Contains(err.Error(), "INSTANCE") || time.Since(second.members.started) < nameTime {
+			t.Errorf("after %v: %v", time.Since(second.members.started), err)
+		}
+	case <-time.After(nameTime + testPatience):
+		t.Error("it waits on")
+	}
+	second.Close()
+	if s.ZScore(ctx, "{test}:live", "a").Val() == 0 || s.HGet(ctx, "{test}:cap:all", "a").Val() != "2" {
+		t.Error("the first is forgotten with it")
+	}
+	_ = third
+}
+
+// One that finds the first dead has its name, and what the first held is free.
+func TestNameOfTheDead(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	limits := ratelimit.Config{Sessions: 2}
+	first, _ := s.newInstance("a", limits)
+	ctx := context.Background()
+	first.Enter(ctx, here, "", false)
+	first.stop() // as by kill -9
+	first.running.Wait()
+	second, _ := s.newInstance("a", limits)
+	if second.Ready() == nil {
+		t.Error("it is ready while the first seems to live")
+	}
+	s.until("it has the name", func() bool { return second.Ready() == nil })
+	s.until("what the first held is free", func() bool { return s.HLen(ctx, "{test}:cap:all").Val() == 0 })
+	// The first was only paused: it counts alone, says so, and takes nothing from the second.
+	first.beat(ctx)
+	if first.members.joined.Load() || first.share.Load() == nil || first.Ready() != nil {
+		t.Error("the first goes on as if it had its name")
+	}
+	first.Close()
+	if second.beat(ctx); !second.members.joined.Load() || s.HGet(ctx, "{test}:owners", "a").Val() != second.members.token {
+		t.Error("the second has lost its name")
+	}
+}
+
+// One that drains counts for none, and what its sessions hold still does.
+func TestDrainingInstance(t *testing.T) {
+	s := newServer(t)
+	limits := ratelimit.Config{Sessions: 2}
+	a, _ := s.newInstance("a", limits)
+	b, _ := s.newInstance("b", limits)
+	s.known(2, a, b)
+	ctx := context.Background()
+	p, _ := a.Enter(ctx, here, "", false)
+	b.Enter(ctx, here, "", false)
+	a.Drain()
+	b.beat(ctx)
+	if n := b.members.size.Load(); n != 1 {
+		t.Errorf("%d instances", n)
+	}
+	if _, v := b.Enter(ctx, here, "", false); v.Scope != SessionsTotal {
+		t.Errorf("got %+v", v)
+	}
+	if others := b.Others(); len(others) != 1 || others[0] != "a" {
+		t.Errorf("others: %q", others)
+	}
+	p.Release()
+	s.until("its place is free", func() bool {
+		_, v := b.Enter(ctx, here, "", false)
+		return v.Scope == ""
+	})
+	a.Close()
+	if names, _ := b.alive(ctx); len(names) != 1 {
+		t.Errorf("%q live", names)
+	}
+	if s.SCard(ctx, "{test}:draining").Val() != 0 {
+		t.Error("it is still draining")
+	}
+	var none *Fleet
+	none.Drain()
+	if none.Ready() != nil || none.Secret() != "" {
+		t.Error("no fleet is not ready")
+	}
+}
+
+// All have one secret, also one that starts when Redis has lost it.
+func TestSecret(t *testing.T) {
+	s := newServer(t)
+	a, _ := s.newInstance("a", ratelimit.Config{})
+	s.FlushAll(context.Background())
+	a.beat(context.Background())
+	b, _ := s.newInstance("b", ratelimit.Config{})
+	if a.Secret() == "" || a.Secret() != b.Secret() {
+		t.Errorf("%q and %q", a.Secret(), b.Secret())
+	}
+	alone, _ := serverOf(t, redistest.New(t)).newInstance("c", ratelimit.Config{})
+	if alone.Secret() == "" {
+		t.Error("one that is alone has none")
+	}
+}
+
+// One call has the answer of two.
+func TestEnterAdmits(t *testing.T) {
+	s := newServer(t)
+	f, _ := s.newInstance("a", ratelimit.Config{
+		UpgradesPerIP: ratelimit.Rate{N: 3, Per: time.Hour}, Upgrades: ratelimit.Rate{N: 5, Per: time.Hour}, AuthFailuresPerIP: ratelimit.Rate{N: 1, Per: time.Hour},
+	})
+	ctx := context.Background()
+	enter := func(address netip.Prefix) Scope {
+		_, v := f.Enter(ctx, address, "Alice", true)
+		return v.Scope
+	}
+	for range 3 {
+		if got := enter(here); got != "" {
+			t.Errorf("got %s", got)
+		}
+	}
+	if got := enter(here); got != RateAddress {
+		t.Errorf("got %s", got)
+	}
+	there := netip.MustParsePrefix("192.0.2.2/32")
+	f.Failed(ctx, there)
+	if got := enter(there); got != Failures {
+		t.Errorf("got %s", got)
+	}
+	for i, want := range []Scope{"", "", RateGlobal} { // of five, three were here
+		if got := enter(netip.MustParsePrefix(fmt.Sprintf("192.0.3.%d/32", i))); got != want {
+			t.Errorf("%d: got %s, want %s", i, got, want)
+		}
+	}
+}
+
+// A ticket is good once in the fleet, for the address that it is bound to, and its value is in no key of Redis to be read.
+func TestTickets(t *testing.T) {
+	s := newServer(t)
+	fa, _ := s.newInstance("a", ratelimit.Config{})
+	fb, _ := s.newInstance("b", ratelimit.Config{})
+	a, b := fa.NewTickets(time.Hour, 5, 3), fb.NewTickets(time.Hour, 5, 3)
+	ctx := context.Background()
+	issue := func(t *testing.T, from *Tickets, o Owner) string {
+		t.Helper()
+		text, until, err := from.Issue(ctx, o, []byte("hunter2"))
+		if err != nil || time.Until(until) < 59*time.Minute {
+			t.Fatalf("until %v, %v", until, err)
+		}
+		return text
+	}
+	alice := Owner{"192.0.2.1/32", "Alice", true}
+	text := issue(t, a, alice)
+	for i, want := range []string{"hunter2", ""} {
+		if got, err := b.Redeem(ctx, text, alice.Address); string(got) != want || err != nil {
+			t.Errorf("use %d: got %q, %v", i+1, got, err)
+		}
+	}
+	text = issue(t, b, alice)
+	for _, from := range []string{"192.0.2.2/32", alice.Address} {
+		if got, err := a.Redeem(ctx, text, from); got != nil || err != nil {
+			t.Errorf("from %s: got %q, %v", from, got, err)
+		}
+	}
+	free := issue(t, a, Owner{"192.0.2.1/32", "Alice", false})
+	if got, _ := b.Redeem(ctx, free, "192.0.2.9/32"); string(got) != "hunter2" {
+		t.Errorf("not bound: got %q", got)
+	}
+	for _, bad := range []string{"", "x", text[1:], text + "=", strings.Repeat("A", 43), strings.Repeat("A", 10_000)} {
+		if got, err := a.Redeem(ctx, bad, alice.Address); got != nil || err != nil {
+			t.Errorf("%.50q: got %q, %v", bad, got, err)
+		}
+	}
+	text = issue(t, a, alice)
+	var won atomic.Int64
+	var racing sync.WaitGroup
+	for i := range 16 {
+		racing.Go(func() {
+			if got, _ := []*Tickets{a, b}[i%2].Redeem(ctx, text, alice.Address); got != nil {
+				won.Add(1)
+			}
+		})
+	}
+	racing.Wait()
+	if won.Load() != 1 {
+		t.Errorf("used %d times at once", won.Load())
+	}
+	for range 3 {
+		issue(t, a, alice)
+	}
+	for _, o := range []Owner{{"192.0.2.1/32", "Bob", true}, {"192.0.2.7/32", "Alice", true}} {
+		if _, _, err := b.Issue(ctx, o, nil); err != ErrTicketsOwner {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+	issue(t, b, Owner{"192.0.2.3/32", "Carol", true})
+	issue(t, b, Owner{"192.0.2.4/32", "Dora", true})
+	if _, _, err := a.Issue(ctx, Owner{"192.0.2.5/32", "Eve", true}, nil); err != ErrTicketsTotal {
+		t.Errorf("a sixth: %v", err)
+	}
+	for _, key := range s.Keys(ctx, "*").Val() {
+		if dump := s.Dump(ctx, key).Val(); strings.Contains(key+dump, "hunter2") || strings.Contains(key+dump, text) {
+			t.Errorf("%q can be read", key)
+		}
+		if ttl := s.PTTL(ctx, key).Val(); strings.Contains(key, "ticket") && (ttl <= 0 || ttl > time.Hour) {
+			t.Errorf("%q is there for %v", key, ttl)
+		}
+	}
+	s.Kill()
+	if _, err := a.Redeem(ctx, text, alice.Address); err != ErrAway {
+		t.Errorf("without Redis: %v", err)
+	}
+	if _, _, err := a.Issue(ctx, alice, nil); err != ErrAway {
+		t.Errorf("without Redis: %v", err)
+	}
+}
+
+func TestReplies(t *testing.T) {
+	s := newServer(t)
+	a, _ := s.newInstance("a", ratelimit.Config{})
+	b, _ := s.newInstance("b", ratelimit.Config{})
+	ctx := context.Background()
+	want := func(f *Fleet, call, earlier, answer string) {
+		t.Helper()
+		if gotEarlier, gotAnswer, err := f.BeginReply(ctx, "key", call); gotEarlier != earlier || gotAnswer != answer || err != nil {
+			t.Errorf("got %q, %q, %v; want %q, %q", gotEarlier, gotAnswer, err, earlier, answer)
+		}
+	}
+	want(a, "1", "", "")
+	want(b, "1", "1", "")
+	want(b, "2", "1", "")
+	b.FinishReply("key", "2", "", time.Minute) // which is not its own
+	want(b, "1", "1", "")
+	a.FinishReply("key", "1", "done", time.Minute)
+	want(b, "1", "1", "done")
+	want(b, "2", "1", "done")
+	a.FinishReply("key", "1", "", time.Minute)
+	want(b, "2", "", "")
+	s.Kill()
+	if _, _, err := a.BeginReply(ctx, "key", "1"); err != ErrAway {
+		t.Errorf("without Redis: %v", err)
+	}
+}
+
+func TestKeptOut(t *testing.T) {
+	s := newServer(t)
+	a, _ := s.newInstance("a", ratelimit.Config{})
+	ctx := context.Background()
+	a.KeepOut("Alice", time.Hour)
+	a.KeepOut("Alice", time.Minute) // which is shorter
+	a.KeepOut("Bob", time.Millisecond)
+	s.until("Bob is back", func() bool { return len(a.KeptOut(ctx)) == 1 })
+	if d := a.KeptOut(ctx)["Alice"]; d < 59*time.Minute || d > time.Hour {
+		t.Errorf("Alice is kept out for %v", d)
 	}
 }
 
