@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"portcullis/proxy/redistest"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 )
 
@@ -102,17 +106,55 @@ func eventually(t *testing.T, what string, so func() bool) {
 	t.Fatalf("not in time: %s", what)
 }
 
+// joined waits until an instance is on the bus.
+func (o *operator) joined() {
+	o.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(patience); ; {
+		if o.call("POST", "/api/messages?subject=nobody", "x", asText).StatusCode == 200 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			o.t.Fatal("it is not on the bus")
+		}
+	}
+}
+
+// newFleet starts instances a, b and so on, which are on the bus.
+func newFleet(t *testing.T, s *redistest.Server, n int, edits ...func(*Config)) (all []*operator) {
+	t.Helper()
+	for i := range n {
+		all = append(all, newOperator(t, sharing(s, string(rune('a'+i)), edits...)))
+	}
+	for _, o := range all {
+		o.joined()
+	}
+	return all
+}
+
+// publisher returns what a backend does that publishes to the bus itself.
+func publisher(t *testing.T, s *redistest.Server) func(text string) {
+	client := redis.NewClient(&redis.Options{Addr: s.Addr})
+	t.Cleanup(func() { client.Close() })
+	return func(text string) {
+		t.Helper()
+		if err := client.Publish(t.Context(), "{portcullis}:bus", text).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A kick and a message reach the sessions of every instance, each once, and one that does not answer is named.
 func TestOneKickAndOneBroadcast(t *testing.T) {
 	s := redistest.Start(t)
 	newInstance := func(name string) *operator { return newOperator(t, sharing(s, name, withAPI)) }
 	a, b := newInstance("a"), newInstance("b")
 	conns := []*websocket.Conn{a.gate.connect(t, "/?token=wonder", nil), b.gate.connect(t, "/?token=wonder", nil), b.gate.connect(t, "/?token=good", nil)}
-	var last response
-	eventually(t, "both are on the bus", func() bool {
-		last = a.call("POST", "/api/messages?subject=nobody", "x", asText)
-		return last.StatusCode == 200 && b.call("POST", "/api/messages?subject=nobody", "x", asText).StatusCode == 200
-	})
+	a.joined()
+	b.joined()
 	a.want(200, `{"reached":3,"ending":0,"too_slow":0,"extension":0,"full":0}`, "POST", "/api/messages?all=true", "to all", asText)
 	b.want(200, `{"reached":2,"ending":0,"too_slow":0,"extension":0,"full":0}`, "POST", "/api/messages?subject=Alice", "to Alice", asText)
 	for i, conn := range conns {
@@ -140,15 +182,387 @@ func TestOneKickAndOneBroadcast(t *testing.T) {
 	echoes(t, conns[2], "still there")
 	a.want(404, `{"error":"no session with that id is open"}`, "DELETE", "/api/sessions/AAAAAAAAAAAAAAAAAAAAAAAAAA", "")
 
-	client := redis.NewClient(&redis.Options{Addr: s.Addr})
-	defer client.Close()
-	for _, bad := range []string{"", "{", `{"v":2,"id":"x","from":"y","body":{}}`, `{"v":1,"id":"x","from":"y"}`, `{"v":1,"id":"x","from":"y","body":{"kick":{"code":3003}}}`,
-		`{"v":1,"id":"x","from":"y","body":{"all":true,"kick":{"code":99999}}}`, `{"v":1,"id":"x","from":"y","body":{"all":true,"send":{"body":"/w=="}}}`} {
-		client.Publish(t.Context(), "{portcullis}:bus", bad)
+	publish := publisher(t, s)
+	publish(`{"v":1,"from":"billing-1","n":1,"to":{"subject":"Nobody"},"kick":{"code":4000,"reason":"by the bus","for":"1m"}}`)
+	for i, bad := range []string{
+		`"to":{},"send":{"text":"x"}`, `"to":{"all":false},"send":{"text":"x"}`, `"to":{"all":true,"subject":"x"},"send":{"text":"x"}`,
+		`"to":{"subjct":"x"},"send":{"text":"x"}`, `"to":{"subject":7},"send":{"text":"x"}`, `"to":{"subject":"` + strings.Repeat("x", 1025) + `"},"send":{"text":"x"}`,
+		`"to":{"subject":"a\u0000"},"send":{"text":"x"}`, `"to":null,"send":{"text":"x"}`, `"to":[],"send":{"text":"x"}`,
+		`"to":{"all":true},"send":null`, `"to":{"all":true},"send":{"text":"x","base64":"eA=="}`, `"to":{"all":true},"send":{"text":7}`,
+		`"to":{"all":true},"send":{"base64":"!"}`, `"to":{"all":true},"send":{"text":"\u0000portcullis x"}`, `"to":{"all":true},"send":{"bytes":"x"}`,
+		`"to":{"all":true},"kick":{"code":99999}`, `"to":{"all":true},"kick":{"code":1001}`, `"to":{"all":true},"kick":{"code":"4000"}`,
+		`"to":{"all":true},"kick":{"reason":"` + strings.Repeat("x", 124) + `"}`, `"to":{"all":true},"kick":{"for":"1m"}`,
+		`"to":{"subject":"Alice"},"kick":{"for":"-1m"}`, `"to":{"subject":"Alice"},"kick":{"for":"1000h"}`, `"to":{"subject":"Alice"},"kick":{"for":7}`,
+		`"to":{"all":true},"kick":7`, `"to":{"all":true},"kick":{"now":true}`,
+	} {
+		publish(fmt.Sprintf(`{"v":1,"from":"billing-1","n":%d,%s}`, i+2, bad))
+	}
+	publish(`{"v":1,"from":"billing-1","n":27,"to":{"all":true},"send":{"text":"by the bus"}}`)
+	publish(`{"v":1,"from":"billing-1","n":28,"to":{"path":"/","except":"x"},"send":{"base64":"AAH/"}}`)
+	for _, want := range []string{"by the bus", "\x00\x01\xff"} {
+		if _, got, err := conns[2].ReadMessage(); err != nil || string(got) != want {
+			t.Errorf("got %q, %v; want %q", got, err, want)
+		}
+	}
+	for _, o := range []*operator{a, b} {
+		if got := o.gate.metric(t, "portcullis_bus_dropped_total", "malformed"); got != 25 {
+			t.Errorf("%v are dropped, want 25", got)
+		}
 	}
 	echoes(t, conns[2], "and still")
 
 	s.Kill()
 	a.want(503, `{"error":"the other instances cannot be reached at the moment; nobody was"}`, "POST", "/api/messages?all=true", "lost", asText)
 	echoes(t, conns[2], "and got nothing")
+}
+
+// The list has the sessions of all instances, page by page, each once, whichever is asked; one is found by its id everywhere.
+func TestListOfTheFleet(t *testing.T) {
+	s := redistest.Start(t)
+	all := newFleet(t, s, 3, func(c *Config) { c.Session.Renewal = true }) // by which a client knows its id
+	ids := make(map[string]string)                                         // by id, the instance
+	for i := range 10 {
+		o := all[i%3]
+		_, id := o.gate.open(t, "/?token=wonder")
+		ids[id] = string(rune('a' + i%3))
+	}
+	seen, pages, cursor := make(map[string]bool), 0, ""
+	var last float64
+	for {
+		page := all[pages%3].call("GET", "/api/sessions?subject=Alice&limit=3"+cursor, "")
+		sessions, _ := page.json["sessions"].([]any)
+		if page.StatusCode != 200 || len(sessions) == 0 || page.json["unanswered"] != nil {
+			t.Fatalf("%d %s", page.StatusCode, page.text)
+		}
+		for _, one := range sessions {
+			one := one.(map[string]any)
+			id := one["id"].(string)
+			if seen[id] || one["instance"] != ids[id] {
+				t.Errorf("%s is listed again, or of %v in place of %s", id, one["instance"], ids[id])
+			}
+			seen[id] = true
+			since, _ := time.Parse(time.RFC3339, one["since"].(string))
+			if at := float64(since.Unix()); at < last {
+				t.Errorf("%s is not in its order", id)
+			} else {
+				last = at
+			}
+		}
+		pages++
+		next, more := page.json["next"].(string)
+		if !more {
+			break
+		}
+		cursor = "&cursor=" + next
+	}
+	if len(seen) != 10 || pages != 4 {
+		t.Errorf("%d sessions on %d pages, want 10 on 4", len(seen), pages)
+	}
+	for id, instance := range ids {
+		for _, o := range all {
+			if one := o.call("GET", "/api/sessions/"+id, ""); one.StatusCode != 200 || one.json["instance"] != instance {
+				t.Errorf("%d %s, want the one of %s", one.StatusCode, one.text, instance)
+			}
+		}
+		all[0].want(200, `{"reached":1,"ending":0}`, "DELETE", "/api/sessions/"+id, "")
+	}
+	for i := range ids {
+		all[strings.Index("abc", ids[i])].gate.journal.next(t, "session ended")
+	}
+	for id := range ids {
+		all[1].want(404, `{"error":"no session with that id is open"}`, "GET", "/api/sessions/"+id, "")
+		break
+	}
+	// Without the others it has its own, and says who is missing.
+	conn, id := all[0].gate.open(t, "/?token=wonder")
+	s.Kill()
+	alone := all[0].call("GET", "/api/sessions", "")
+	if sessions, _ := alone.json["sessions"].([]any); alone.StatusCode != 200 || len(sessions) != 1 || fmt.Sprint(alone.json["unanswered"]) != "[b c]" {
+		t.Errorf("%d %s", alone.StatusCode, alone.text)
+	}
+	if one := all[0].call("GET", "/api/sessions/"+id, ""); one.StatusCode != 200 {
+		t.Errorf("%d %s", one.StatusCode, one.text)
+	}
+	if one := all[1].call("GET", "/api/sessions/"+id, ""); one.StatusCode != 503 || one.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", one.StatusCode, one.text)
+	}
+	echoes(t, conn, "still there")
+}
+
+// A renewal reaches its session in whichever instance it is. While that cannot be asked it is told to come again, and not that its
+// token is bad.
+func TestRenewalOverTheFleet(t *testing.T) {
+	s, echo := redistest.Start(t), newEcho(t)
+	a, b := newGate(t, echo, sharing(s, "a", renewing)), newGate(t, echo, sharing(s, "b", renewing))
+	conn, id := a.open(t, "/?token="+a.tokenUntil(t, "Alice", hour()))
+	next := hour().Add(time.Hour)
+	for _, g := range []*testGate{b, a, b} {
+		answer := g.send(t, renewal(b.tokenUntil(t, "Alice", next), id))
+		if want := fmt.Sprintf(`{"expires":"%s"}`, next.UTC().Format(time.RFC3339)); answer.StatusCode != 200 || answer.body != want {
+			t.Fatalf("got %d %s, want %s", answer.StatusCode, answer.body, want)
+		}
+		next = next.Add(time.Minute)
+	}
+	for _, raw := range []string{renewal(b.tokenUntil(t, "Mallory", next), id), renewal(b.tokenUntil(t, "Alice", next), strings.Repeat("A", 26)), renewal("bad", id)} {
+		if answer := b.send(t, raw); answer.StatusCode != 401 {
+			t.Errorf("got %d %s", answer.StatusCode, answer.body)
+		}
+	}
+	s.Kill()
+	if answer := b.send(t, renewal(b.tokenUntil(t, "Alice", next), id)); answer.StatusCode != 503 || answer.Header.Get("Retry-After") == "" {
+		t.Errorf("without Redis: got %d %s", answer.StatusCode, answer.body)
+	}
+	if answer := b.send(t, renewal("bad", id)); answer.StatusCode != 401 {
+		t.Errorf("a bad token without Redis: got %d", answer.StatusCode)
+	}
+	if answer := a.send(t, renewal(a.tokenUntil(t, "Alice", next), id)); answer.StatusCode != 200 {
+		t.Errorf("its own without Redis: got %d %s", answer.StatusCode, answer.body)
+	}
+	echoes(t, conn, "still here")
+}
+
+// A ticket opens a session at any instance, and one only. Without Redis one of another instance is told to come again.
+func TestTicketsOfTheFleet(t *testing.T) {
+	s, echo := redistest.Start(t), newEcho(t)
+	hasty := func(c *Config) { c.Fleet.Budget = time.Second }
+	a, b := newGate(t, echo, sharing(s, "a", ticketing, hasty)), newGate(t, echo, sharing(s, "b", ticketing, hasty))
+	ticket := a.ticket(t, "wonder")
+	echoes(t, b.connect(t, "/?ticket="+ticket, nil), "hello")
+	for _, g := range []*testGate{a, b} {
+		if got := g.status(t, "/?ticket="+ticket); got != 401 {
+			t.Errorf("again: got %d", got)
+		}
+	}
+	for _, unused := range []string{a.ticket(t, "good"), b.ticket(t, "good")} {
+		s.Stop()
+		answer := b.send(t, handshake("/?ticket="+unused))
+		if answer.StatusCode != 503 || answer.Header.Get("Retry-After") == "" {
+			t.Errorf("without Redis: got %d %s", answer.StatusCode, answer.body)
+		}
+		own := a.ticket(t, "wonder")
+		if got := a.status(t, "/?ticket="+own); got != 101 {
+			t.Errorf("its own without Redis: got %d", got)
+		}
+		if got := b.status(t, "/?ticket="+own); got != 503 {
+			t.Errorf("another's without Redis: got %d", got)
+		}
+		s.Continue()
+		eventually(t, "Redis answers", func() bool { return b.status(t, "/?ticket="+a.ticket(t, "wonder")) == 101 })
+	}
+}
+
+// A call that is sent again to another instance has its effect once.
+func TestIdempotencyOverTheFleet(t *testing.T) {
+	s := redistest.Start(t)
+	all := newFleet(t, s, 2)
+	conn := all[1].gate.connect(t, "/?token=wonder", nil)
+	for i, o := range []*operator{all[0], all[1], all[0]} {
+		a := o.call("POST", "/api/messages?subject=Alice", "once", asText, "Idempotency-Key: k")
+		if a.StatusCode != 200 || a.json["reached"] != 1.0 || (a.Header.Get("Idempotency-Replayed") != "") != (i > 0) {
+			t.Errorf("call %d: %d %s", i+1, a.StatusCode, a.text)
+		}
+	}
+	if a := all[1].call("POST", "/api/messages?subject=Alice", "other", asText, "Idempotency-Key: k"); a.StatusCode != 422 {
+		t.Errorf("another call: %d %s", a.StatusCode, a.text)
+	}
+	all[0].call("POST", "/api/messages?subject=Alice", "twice", asText)
+	for _, want := range []string{"once", "twice"} {
+		if _, got, err := conn.ReadMessage(); err != nil || string(got) != want {
+			t.Errorf("got %q, %v; want %q", got, err, want)
+		}
+	}
+	s.Kill()
+	if a := all[0].call("POST", "/api/messages?subject=Alice", "lost", asText, "Idempotency-Key: l"); a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
+		t.Errorf("without Redis: %d %s", a.StatusCode, a.text)
+	}
+}
+
+// A client that comes back to another instance gets each push once, also one to whom an instance has been started since.
+func TestHistoryOfTheFleet(t *testing.T) {
+	s := redistest.Start(t)
+	keeping := func(c *Config) {
+		c.Session.Hello, c.Session.History = true, session.HistorySize{Pushes: 100, Age: time.Hour}
+	}
+	all := newFleet(t, s, 2, keeping)
+	type hello struct {
+		Portcullis struct{ Push string }
+	}
+	open := func(o *operator, last string) (*websocket.Conn, string) {
+		t.Helper()
+		conn := o.gate.connect(t, "/?token=wonder&portcullis_last_push="+last, nil)
+		var h hello
+		if err := conn.ReadJSON(&h); err != nil || h.Portcullis.Push == "" {
+			t.Fatalf("hello: %+v, %v", h, err)
+		}
+		return conn, h.Portcullis.Push
+	}
+	push := func(o *operator, text string) string {
+		t.Helper()
+		a := o.call("POST", "/api/messages?subject=Alice", text, asText)
+		id, _ := a.json["id"].(string)
+		if a.StatusCode != 200 || id == "" || a.json["unanswered"] != nil {
+			t.Fatalf("%d %s", a.StatusCode, a.text)
+		}
+		return id
+	}
+	want := func(conn *websocket.Conn, texts ...string) (last string) {
+		t.Helper()
+		for _, text := range texts {
+			var h hello
+			if _, got, err := conn.ReadMessage(); err != nil || string(got) != text {
+				t.Fatalf("got %q, %v; want %q", got, err, text)
+			}
+			if err := conn.ReadJSON(&h); err != nil {
+				t.Fatal(err)
+			}
+			last = h.Portcullis.Push
+		}
+		return last
+	}
+	conn, first := open(all[0], "")
+	if id := push(all[1], "one"); want(conn, "one") != id {
+		t.Error("the id is another's")
+	}
+	last := push(all[0], "two")
+	want(conn, "two")
+	conn.Close()
+	push(all[0], "three")
+	publisher(t, s)(`{"v":1,"from":"billing-1","n":1,"to":{"subject":"Alice"},"send":{"text":"four"}}`)
+	back, _ := open(all[1], last)
+	want(back, "three", "four")
+	push(all[0], "five")
+	want(back, "five")
+	late := newOperator(t, sharing(s, "late", keeping))
+	late.joined()
+	old, _ := open(late, first)
+	want(old, "one", "two", "three", "four", "five")
+	push(late, "six")
+	want(old, "six")
+	last = want(back, "six")
+	// A gap is told where the history does not reach back, or where the id is of no push.
+	for _, none := range []string{"1-1", "99999999999999-0", "k3v9x2mq-9"} {
+		conn := late.gate.connect(t, "/?token=wonder&portcullis_last_push="+none, nil)
+		conn.ReadMessage()       // hello
+		wantGap := none != "1-1" // from the first on everything is kept
+		_, got, err := conn.ReadMessage()
+		if err != nil || strings.Contains(string(got), "push_gap") != wantGap {
+			t.Errorf("from %s: got %s, %v", none, got, err)
+		}
+	}
+	// A client that knows more than its instance gets nothing twice.
+	ms, _, _ := strings.Cut(last, "-")
+	n, _ := strconv.ParseInt(ms, 10, 64)
+	ahead, _ := open(all[0], fmt.Sprint(n+1, "-0"))
+	time.Sleep(2 * time.Millisecond) // the next push has an id of a later moment
+	push(all[0], "seven")
+	want(ahead, "seven")
+}
+
+// Who is kept out is so at an instance, too, that starts later.
+func TestKeptOutOfTheFleet(t *testing.T) {
+	s := redistest.Start(t)
+	all := newFleet(t, s, 1)
+	all[0].want(200, `{"reached":0,"ending":0}`, "DELETE", "/api/sessions?subject=Alice&for=10m", "")
+	later := newOperator(t, sharing(s, "later"))
+	later.joined()
+	if got := later.gate.status(t, "/?token=wonder"); got != http.StatusForbidden {
+		t.Errorf("she is let in: status %d", got)
+	}
+}
+
+// calls counts the calls of Redis, and how many of them failed.
+func (g *testGate) calls(t *testing.T) (n uint64) {
+	t.Helper()
+	families, err := g.metrics.Registry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "portcullis_redis_call_duration_seconds" {
+			for _, m := range f.GetMetric() {
+				n += m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return n
+}
+
+// An upgrade asks Redis before its client is verified and after; once, where nobody is asked to verify it.
+func TestCallsOfAnUpgrade(t *testing.T) {
+	s, echo := redistest.Start(t), newEcho(t)
+	limits := ratelimit.Config{
+		UpgradesPerIP: ratelimit.Rate{N: 1000, Per: time.Second}, AuthFailuresPerIP: ratelimit.Rate{N: 2, Per: time.Hour}, SessionsPerSubject: 100,
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*Config)
+		url  func(g *testGate) string
+		want float64
+	}{
+		{"endpoint", func(c *Config) {}, func(*testGate) string { return "/?token=wonder" }, 2},
+		{"jwt", byJWT, func(g *testGate) string { return "/?token=" + g.tokenUntil(t, "Alice", hour()) }, 1},
+		{"none", func(c *Config) { c.Auth.Mode, c.Auth.URL, c.Limits.SessionsPerSubject = "none", "", 0 }, func(*testGate) string { return "/" }, 1},
+	} {
+		g := newGate(t, echo, sharing(s, tt.name, func(c *Config) { c.Limits = limits }, tt.edit))
+		url := tt.url(g)
+		const upgrades = 50
+		before := g.calls(t)
+		for range upgrades {
+			g.connect(t, url, nil)
+		}
+		// Besides there are heartbeats, a few at most.
+		if got := float64(g.calls(t)-before) / upgrades; got < tt.want || got > tt.want+0.5 {
+			t.Errorf("%s: %.1f calls an upgrade, want %v", tt.name, got, tt.want)
+		}
+		if tt.name == "none" {
+			continue
+		}
+		for i, want := range []int{401, 401, 429} {
+			if got := g.status(t, "/?token=wrong"); got != want {
+				t.Errorf("%s: wrong token %d: status %d, want %d", tt.name, i+1, got, want)
+			}
+		}
+		other := newGate(t, echo, sharing(s, tt.name+"2", func(c *Config) { c.Limits = limits }, tt.edit))
+		for _, target := range []string{"/?token=wrong", "/", url} {
+			if got := other.status(t, target); got != 429 {
+				t.Errorf("%s: at another instance: %s: status %d", tt.name, target, got)
+			}
+		}
+		redisOf(t, s).FlushAll(t.Context())
+	}
+}
+
+func redisOf(t *testing.T, s *redistest.Server) *redis.Client {
+	client := redis.NewClient(&redis.Options{Addr: s.Addr})
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// Clients whom the verifier does not name count together by their tokens.
+func TestCapOfTheNameless(t *testing.T) {
+	s, echo := redistest.Start(t), newEcho(t)
+	edit := func(c *Config) { c.Limits.SessionsPerSubject = 1 }
+	a, b := newGate(t, echo, sharing(s, "a", edit)), newGate(t, echo, sharing(s, "b", edit))
+	a.connect(t, "/?token=good", nil)
+	if got := b.status(t, "/?token=good"); got != 429 {
+		t.Errorf("a second session: status %d", got)
+	}
+	b.connect(t, "/?token=wonder", nil)
+}
+
+// An instance that drains is none of the fleet any more, and its sessions are listed as long as they are there.
+func TestDrainLeavesTheFleet(t *testing.T) {
+	s := redistest.Start(t)
+	all := newFleet(t, s, 2, func(c *Config) { c.DrainDelay = time.Second })
+	all[1].gate.connect(t, "/?token=wonder", nil)
+	drained := make(chan error, 1)
+	go func() { drained <- all[1].gate.Drain(t.Context()) }()
+	client := redisOf(t, s)
+	eventually(t, "it drains", func() bool { return client.SIsMember(t.Context(), "{portcullis}:draining", "b").Val() })
+	list := all[0].call("GET", "/api/sessions", "")
+	if sessions, _ := list.json["sessions"].([]any); len(sessions) != 1 || list.json["unanswered"] != nil {
+		t.Errorf("while it drains: %s", list.text)
+	}
+	<-drained
+	all[0].want(200, `{"sessions":[],"next":null}`, "GET", "/api/sessions", "")
 }

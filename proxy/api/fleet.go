@@ -322,8 +322,8 @@ type page struct {
 }
 
 type renewQuestion struct {
-	ID    string     `json:"id"`
-	Grant auth.Grant `json:"grant"`
+	ID    string          `json:"id"`
+	Grant json.RawMessage `json:"grant"` // with its token
 }
 
 // renewal is what came of one.
@@ -340,7 +340,11 @@ func (i *Instances) Answer(text []byte) any {
 	case q.List != nil:
 		return i.ownPage(*q.List)
 	case q.Renew != nil:
-		renewed, err := i.renewOwn(q.Renew.ID, q.Renew.Grant)
+		g, err := auth.ReadGrant(q.Renew.Grant)
+		if err != nil {
+			break
+		}
+		renewed, err := i.renewOwn(q.Renew.ID, g)
 		r := renewal{Renewed: renewed}
 		r.Groups, _ = errors.AsType[*session.GroupsError](err)
 		return r
@@ -401,7 +405,7 @@ func (i *Instances) renew(ctx context.Context, id string, g auth.Grant) (renewed
 		return renewed, err
 	}
 	var r renewal
-	answers, silent, err := i.bus.Ask(ctx, question{Renew: &renewQuestion{id, g}}, func(answer []byte) bool {
+	answers, silent, err := i.bus.Ask(ctx, question{Renew: &renewQuestion{id, g.Reveal()}}, func(answer []byte) bool {
 		var one renewal
 		return json.Unmarshal(answer, &one) == nil && (one.Renewed || one.Groups != nil)
 	})

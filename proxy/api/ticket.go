@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -46,11 +45,7 @@ func (c *Config) NewTickets(f *fleet.Fleet) gate.Tickets {
 // Issue implements [gate.Tickets]. While Redis is away a ticket is for this instance alone.
 func (t *tickets) Issue(ctx context.Context, address netip.Prefix, g auth.Grant) (text string, until time.Time, err error) {
 	if t.shared != nil {
-		value, err := json.Marshal(g)
-		if err != nil {
-			return "", until, err
-		}
-		text, until, err = t.shared.Issue(ctx, fleet.Owner{Address: address.String(), Subject: g.Subject, Bound: t.bound}, value)
+		text, until, err = t.shared.Issue(ctx, fleet.Owner{Address: address.String(), Subject: g.Subject, Bound: t.bound}, g.Reveal())
 		switch err {
 		case nil:
 			return text, until, nil
@@ -74,10 +69,10 @@ func (t *tickets) Redeem(ctx context.Context, text string, from netip.Prefix) (g
 		return g, &auth.RefusedError{Cause: errTicket}
 	}
 	value, err := t.shared.Redeem(ctx, text, from.String())
-	switch {
-	case err != nil:
+	if err != nil {
 		return g, err
-	case value == nil || json.Unmarshal(value, &g) != nil:
+	}
+	if g, err = auth.ReadGrant(value); err != nil {
 		return g, &auth.RefusedError{Cause: errTicket}
 	}
 	return g, nil

@@ -382,5 +382,9 @@ func (f *Fleet) alive(ctx context.Context) ([]string, error) {
 		}
 	}
 	slices.Sort(names)
+	if err == nil {
+		known := slices.Clone(names)
+		f.members.names.Store(&known)
+	}
 	return names, err
 }

@@ -350,7 +350,7 @@ func TestBusWithHistory(t *testing.T) {
 // What a history keeps is bounded in bytes.
 func TestHistoryIsBounded(t *testing.T) {
 	s := newServer(t)
-	a := s.newMember("a", "", func(c *Config) { c.HistoryPushes, c.HistoryAge, c.MaxMessage = 100, time.Hour, 32 << 20 })
+	a := s.newMember("a", "", func(c *Config) { c.HistoryPushes, c.HistoryAge, c.MaxMessage = 100, time.Hour, 32<<20 })
 	ctx := context.Background()
 	large := strings.Repeat("x", 4<<20)
 	for range 18 {
