@@ -375,7 +375,7 @@ func TestGuards(t *testing.T) {
 
 func TestSecretsAreKnownByTheirNames(t *testing.T) {
 	for _, s := range list {
-		if want := strings.HasSuffix(s.Name, "_TOKEN") || strings.HasSuffix(s.Name, "_SECRET") || s.Name == "REDIS_URL"; s.Secret != want {
+		if want := strings.HasSuffix(s.Name, "_TOKEN") || strings.HasSuffix(s.Name, "_SECRET") || s.Name == "REDIS_URL" || s.Name == "BUS_URL"; s.Secret != want {
 			t.Errorf("%s: secret %t, want %t", s.Name, s.Secret, want)
 		}
 	}

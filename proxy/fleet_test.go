@@ -19,7 +19,7 @@ import (
 // sharing is an instance of a fleet.
 func sharing(s *redistest.Server, instance string, edits ...func(*Config)) func(*Config) {
 	return func(c *Config) {
-		c.Fleet.RedisURL, c.Fleet.Instance, c.Fleet.Budget = s.URL(), instance, patience // a crowded machine is not what a test is about
+		c.Fleet.RedisURL, c.Fleet.Instance, c.Fleet.Timeout = s.URL(), instance, patience // a crowded machine is not what a test is about
 		for _, edit := range edits {
 			edit(c)
 		}
@@ -324,7 +324,7 @@ func TestRenewalOverTheFleet(t *testing.T) {
 // A ticket opens a session at any instance, and one only. Without Redis one of another instance is told to come again.
 func TestTicketsOfTheFleet(t *testing.T) {
 	s, echo := redistest.Start(t), newEcho(t)
-	hasty := func(c *Config) { c.Fleet.Budget = time.Second }
+	hasty := func(c *Config) { c.Fleet.Timeout = time.Second }
 	a, b := newGate(t, echo, sharing(s, "a", ticketing, hasty)), newGate(t, echo, sharing(s, "b", ticketing, hasty))
 	ticket := a.ticket(t, "wonder")
 	echoes(t, b.connect(t, "/?ticket="+ticket, nil), "hello")

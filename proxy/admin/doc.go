@@ -27,6 +27,7 @@
 //	portcullis_resumptions_lost_total                           counter    sessions that are resumable no more, for want of memory
 //	portcullis_resume_kept_bytes                                gauge      what resumable sessions keep
 //	portcullis_fleet_instances                                  gauge      instances of the fleet, as last known
+//	portcullis_fleet_alone                                      gauge      1: this one holds its share of every limit
 //	portcullis_bus_dropped_total{reason}                        counter    messages on its bus that are not obeyed
 //	portcullis_bus_missed_total                                 counter    those that have not come, by their numbers
 //	portcullis_redis_call_duration_seconds{result}              histogram  .001 .0025 .005 .01 .025 .05 .1 .25 .5 1 2.5 5 10

@@ -72,6 +72,7 @@ type Metrics struct {
 	resumptions    map[string]prometheus.Counter // returns, by what came of them
 	resumptionLost prometheus.Counter
 	instances      prometheus.Gauge
+	alone          prometheus.Gauge
 	busDropped     map[string]prometheus.Counter
 	busMissed      prometheus.Counter
 	redisCalls     map[string]prometheus.Observer
@@ -132,6 +133,9 @@ func NewMetrics(known Known) *Metrics {
 		instances: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_fleet_instances", Help: "Instances of the fleet that live, as last known; 0 without one.",
 		}),
+		alone: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_fleet_alone", Help: "1 while this instance holds its share of every limit, since Redis does not answer.",
+		}),
 		redisCalls: resolve(redisResults, func(result string) prometheus.Observer { return redis.WithLabelValues(result) }),
 		resumptionLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "portcullis_resumptions_lost_total", Help: "Open sessions that are not resumable any more because RESUME_TOTAL was used up.",
@@ -158,7 +162,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -212,6 +216,14 @@ func (m *Metrics) BusDropped(reason string) { childOf(m.busDropped, reason).Inc(
 
 // BusMissed counts messages of the bus that have not come.
 func (m *Metrics) BusMissed(n int64) { m.busMissed.Add(float64(n)) }
+
+// FleetAlone notes whether this instance holds its share of every limit.
+func (m *Metrics) FleetAlone(alone bool) {
+	m.alone.Set(0)
+	if alone {
+		m.alone.Set(1)
+	}
+}
 
 // FleetSize notes how many instances live.
 func (m *Metrics) FleetSize(n int) { m.instances.Set(float64(n)) }

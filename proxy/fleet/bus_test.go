@@ -79,7 +79,7 @@ type member struct {
 func (s *server) newMember(name, bus string, edits ...func(*Config)) *member {
 	s.t.Helper()
 	m := &member{log: &lines{Handler: slog.DiscardHandler}, metrics: admin.NewMetrics(admin.Known{BusDrops: Drops()}), recorder: &recorder{name: name}}
-	c := Config{RedisURL: s.URL(), Name: "test", Instance: name, BusURL: bus, Budget: testPatience, MaxMessage: 1 << 16, Logger: slog.New(m.log), Metrics: m.metrics}
+	c := Config{RedisURL: s.URL(), Name: "test", Instance: name, BusURL: bus, Timeout: testPatience, MaxMessage: 1 << 16, Logger: slog.New(m.log), Metrics: m.metrics}
 	for _, edit := range edits {
 		edit(&c)
 	}

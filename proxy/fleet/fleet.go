@@ -46,8 +46,8 @@ type Config struct {
 	// Empty: the Redis.
 	BusURL string `env:"BUS_URL" secret:"true" needs:"REDIS_URL"`
 
-	// Budget is how long an upgrade waits for Redis, each of two times. Zero: 25 ms.
-	Budget time.Duration `env:"-"`
+	// Timeout is how long an upgrade waits for Redis, all its calls together. Zero is refused.
+	Timeout time.Duration `env:"REDIS_TIMEOUT" envDefault:"50ms" needs:"REDIS_URL"`
 	// Limits are those that hold for all instances together.
 	Limits ratelimit.Config `env:"-"`
 	// MaxMessage is the largest message that is taken from the bus, in bytes. Zero: 1 MiB.
@@ -63,7 +63,6 @@ type Config struct {
 }
 
 const (
-	defaultBudget     = 25 * time.Millisecond
 	defaultMaxMessage = 1 << 20
 	// patience is for the calls of Redis that no upgrade waits for.
 	patience = time.Second
@@ -76,7 +75,7 @@ type Fleet struct {
 	name     string
 	instance string
 	limits   ratelimit.Config
-	budget   time.Duration
+	timeout  time.Duration // of an upgrade's calls together
 	redis    redis.UniversalClient
 	circuit  *gobreaker.CircuitBreaker[any]
 	log      *slog.Logger
@@ -127,6 +126,9 @@ func New(c Config) (*Fleet, error) {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q is no name; want up to 128 characters without blanks and braces", setting.name, setting.value))
 		}
 	}
+	if c.Timeout <= 0 {
+		mistakes = append(mistakes, fmt.Errorf("REDIS_TIMEOUT: %q leaves Redis no time to answer; want more than 0s", c.Timeout))
+	}
 	engine, err := newEngine(c.BusURL, c.Name, max(c.MaxMessage, defaultMaxMessage))
 	if err != nil {
 		mistakes = append(mistakes, fmt.Errorf("BUS_URL: %q cannot be used: %w; want amqp://, amqps:// or kafka://HOST:PORT/TOPIC", "***", err))
@@ -136,7 +138,7 @@ func New(c Config) (*Fleet, error) {
 	}
 	f := &Fleet{
 		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
-		budget: cmp.Or(c.Budget, defaultBudget), maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
+		timeout: c.Timeout, maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
 		history: historySize{c.HistoryPushes, c.HistoryAge}, engine: engine,
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
@@ -226,12 +228,25 @@ func (f *Fleet) key(parts ...string) string { return "{" + f.name + "}:" + strin
 // errNotJoined says that this instance is not, or no more, one of the fleet.
 var errNotJoined = errors.New("this instance is not one of the fleet")
 
-// ask runs a script for an upgrade, within the budget. Its error says that Redis did not answer, or is left alone.
+// waitedKey is the key in a context of how long has been waited for Redis.
+type waitedKey struct{}
+
+// NewContext is for one upgrade, whose calls wait for Redis no longer than REDIS_TIMEOUT together.
+func (f *Fleet) NewContext(ctx context.Context) context.Context {
+	return context.WithValue(ctx, waitedKey{}, new(time.Duration))
+}
+
+// ask runs a script for an upgrade, in what is left of its time. Its error says that Redis did not answer, or is left alone.
 func (f *Fleet) ask(ctx context.Context, s *redis.Script, keys []string, args ...any) (any, error) {
 	if !f.members.joined.Load() {
 		return nil, errNotJoined
 	}
-	answer, err := f.circuit.Execute(func() (any, error) { return f.call(ctx, f.budget, s, keys, args...) })
+	timeout := f.timeout
+	if waited, ok := ctx.Value(waitedKey{}).(*time.Duration); ok {
+		timeout -= *waited
+		defer func(began time.Time) { *waited += time.Since(began) }(time.Now())
+	}
+	answer, err := f.circuit.Execute(func() (any, error) { return f.call(ctx, timeout, s, keys, args...) })
 	if err != nil {
 		f.countAlone()
 	}
@@ -308,5 +323,6 @@ func (f *Fleet) countAlone() {
 	f.counts.stale.Store(true)
 	if f.share.Load() == nil {
 		f.share.CompareAndSwap(nil, newShare(f.limits, int(f.members.size.Load())))
+		f.metrics.FleetAlone(true)
 	}
 }

@@ -75,7 +75,7 @@ func (s *server) newInstance(name string, limits ratelimit.Config, edits ...func
 	s.t.Helper()
 	log := &lines{Handler: slog.DiscardHandler}
 	c := Config{RedisURL: s.URL(), Name: "test", Instance: name, Limits: limits, Logger: slog.New(log), Metrics: admin.NewMetrics(admin.Known{})}
-	c.Budget = testPatience // a crowded machine is not what a test is about
+	c.Timeout = testPatience // a crowded machine is not what a test is about
 	for _, edit := range edits {
 		edit(&c)
 	}
@@ -289,7 +289,7 @@ func TestRedisComesAndGoes(t *testing.T) {
 	t.Parallel()
 	s := serverOf(t, redistest.New(t)) // which does not run yet
 	limits := ratelimit.Config{SessionsPerSubject: 4}
-	quickly := func(c *Config) { c.Budget = 100 * time.Millisecond }
+	quickly := func(c *Config) { c.Timeout = 100 * time.Millisecond }
 	a, log := s.newInstance("a", limits, quickly)
 	ctx := context.Background()
 	quick := func(f *Fleet, subject string) (*Place, Verdict) {

@@ -90,7 +90,7 @@ func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string,
 	}
 	var answer any
 	err := errWriting
-	if f.circuit.State() != gobreaker.StateOpen && f.counts.begin(f.budget) {
+	if f.circuit.State() != gobreaker.StateOpen && f.counts.begin(f.timeout) {
 		defer f.counts.writing.RUnlock()
 		answer, err = f.ask(ctx, enter,
 			[]string{f.key("live"), f.key("rate:s", s), keys[0], keys[1], keys[2], f.key("held", f.instance),

@@ -144,6 +144,7 @@ func (f *Fleet) beat(ctx context.Context) {
 	}
 	if _, err := f.ask(ctx, nothing, nil); err == nil && !f.counts.stale.Load() {
 		f.share.Store(nil)
+		f.metrics.FleetAlone(false)
 	}
 }
 

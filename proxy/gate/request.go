@@ -43,6 +43,9 @@ func (g *Gate) NewRequest(c Client, r *http.Request) *Request {
 		r = r.WithContext(r.Context()) // a copy, for a handler must not change its request
 		r.Host, r.RequestURI = authority, target
 	}
+	if g.Fleet != nil {
+		r = r.WithContext(g.Fleet.NewContext(r.Context()))
+	}
 	req := &Request{HTTP: r, Client: c}
 	req.Path, req.Query, _ = strings.Cut(r.RequestURI, "?")
 	req.From = g.ClientIP.Resolve(clientip.ParsePeer(r.RemoteAddr), r.Header["X-Forwarded-For"])
