@@ -26,6 +26,9 @@
 //	    │     └ session.ended       session       lease and slot released, counted, one line in the log
 //	    └ refuse                    refusal       any step's refusal: released, reported, answered; nowhere else
 //
+//	checkRates, takeSlot, redeem    fleet         where there are other instances: rates, caps and tickets in Redis
+//	Instances                       api           what is asked of all instances, and what all are to do, over the bus
+//
 //	Operator                        api           /api of the operator's listener: who shows ADMIN_TOKEN lists, kicks, sends
 //	└ session.List, Kick, Send      session       finds sessions; the relay tells each to go, or queues the push, where its state is
 //
