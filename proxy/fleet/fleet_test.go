@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -486,6 +487,45 @@ func TestDrainingInstance(t *testing.T) {
 	if none.Ready() != nil || none.Secret() != "" {
 		t.Error("no fleet is not ready")
 	}
+}
+
+// The clock of an instance does not matter: here that of one shows the year 2000.
+func TestClockFarOff(t *testing.T) {
+	s := newServer(t)
+	limits := ratelimit.Config{UpgradesPerIP: ratelimit.Rate{N: 60, Per: time.Hour}, UpgradesPerIPBurst: 4, SessionsPerSubject: 3}
+	right, _ := s.newInstance("right", limits)
+	ctx := context.Background()
+	synctest.Test(t, func(t *testing.T) {
+		log := &lines{Handler: slog.DiscardHandler}
+		wrong, err := New(Config{RedisURL: s.URL(), Name: "test", Instance: "wrong", Limits: limits, Timeout: testPatience,
+			Logger: slog.New(log), Metrics: admin.NewMetrics(admin.Known{})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer wrong.Close()
+		if time.Now().Year() != 2000 {
+			t.Fatalf("its clock shows %v", time.Now())
+		}
+		for i, want := range []Scope{"", "", "", "", RateAddress, RateAddress} {
+			f := []*Fleet{wrong, right}[i%2]
+			if v := f.Admit(ctx, here); v.Scope != want || v.Wait > 2*time.Minute {
+				t.Errorf("%d: got %+v, want %q", i, v, want)
+			}
+		}
+		for i, want := range []Scope{"", "", "", SessionsSubject, SessionsSubject} {
+			f := []*Fleet{wrong, right}[i%2]
+			if _, v := f.Enter(ctx, here, "Alice", false); v.Scope != want {
+				t.Errorf("%d: got %+v, want %q", i, v, want)
+			}
+		}
+		right.beat(ctx)
+		if n := right.members.size.Load(); n != 2 {
+			t.Errorf("%d instances", n)
+		}
+		if now, want := wrong.members.now(), s.Client.Time(ctx).Val().UnixMilli(); now < want-60_000 || now > want+60_000 {
+			t.Errorf("it takes the clock of Redis to show %d, which shows %d", now, want)
+		}
+	})
 }
 
 // All have one secret, also one that starts when Redis has lost it.
