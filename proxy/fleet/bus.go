@@ -42,8 +42,10 @@ const (
 	busVersion = 1
 	// answerTime is how long answers are waited for.
 	answerTime = time.Second
-	// publishTime bounds the giving of a command.
+	// publishTime is how long a command counts that its engine has not taken. engineTime is how long the engine may take to say that it
+	// has: what it says later than publishTime is still true.
 	publishTime = time.Second
+	engineTime  = 3 * time.Second
 	maxName     = 128 // bytes of a publisher's
 )
 
@@ -194,7 +196,7 @@ func (b *Bus) receive(text []byte, queue func(func())) {
 	}
 	queue(func() {
 		if m.Send != nil && b.fleet.history.pushes > 0 {
-			b.record(&m, text) // all instances do, and one has it kept; then it is obeyed when it comes from there
+			b.record(&m, text, m.Until) // all instances do, and one has it kept; then it is obeyed when it comes from there
 			return
 		}
 		b.obey(&m, "")
@@ -329,12 +331,14 @@ func (b *Bus) Command(ctx context.Context, c Command) (answers [][]byte, silent 
 	return answers, silent, nil
 }
 
-// give publishes a command. It waits for its turn, and for the engine, no longer than publishTime, and nobody obeys after that.
+// give publishes a command. It waits for its turn, and for the engine, no longer than engineTime, and nobody obeys one that was not
+// published in publishTime.
 func (b *Bus) give(ctx context.Context, c Command, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), engineTime)
 	defer cancel()
 	m := message{Version: busVersion, From: b.publisher, Command: c, ID: id, ReplyTo: b.fleet.instance}
-	m.Until = b.fleet.members.now() + publishTime.Milliseconds()
+	kept := c.Send != nil && b.fleet.history.pushes > 0
+	until := func() int64 { return b.fleet.members.now() + publishTime.Milliseconds() }
 	select {
 	case b.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -344,14 +348,16 @@ func (b *Bus) give(ctx context.Context, c Command, id string) error {
 	begun := b.fleet.begin(func() { // which may outlast its time
 		defer func() { <-b.turn }()
 		b.number++
-		m.Number = b.number
+		if m.Number = b.number; !kept {
+			m.Until = until()
+		}
 		text, err := json.Marshal(&m)
 		switch {
 		case err != nil:
 		case len(text) > b.fleet.maxMessage:
 			err = ErrTooLarge
-		case c.Send != nil && b.fleet.history.pushes > 0:
-			err = b.record(&m, text)
+		case kept:
+			err = b.record(&m, text, until())
 		default:
 			err = b.fleet.engine.publish(ctx, text)
 		}

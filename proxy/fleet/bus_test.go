@@ -350,16 +350,17 @@ func TestBusWithHistory(t *testing.T) {
 // What a history keeps is bounded in bytes.
 func TestHistoryIsBounded(t *testing.T) {
 	s := newServer(t)
-	a := s.newMember("a", "", func(c *Config) { c.HistoryPushes, c.HistoryAge, c.MaxMessage = 100, time.Hour, 32<<20 })
+	a := s.newMember("a", "", func(c *Config) { c.HistoryPushes, c.HistoryAge = 100, time.Hour })
+	a.history.bytes = 64 << 10
 	ctx := context.Background()
-	large := strings.Repeat("x", 4<<20)
+	large := strings.Repeat("x", 4<<10)
 	for range 18 {
 		if _, _, err := a.Command(ctx, push(large)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if n := s.XLen(ctx, "{test}:history").Val(); n != 15 {
-		t.Errorf("%d of 4 MiB are kept, want 15", n)
+		t.Errorf("%d of 4 KiB are kept, want 15 in 64", n)
 	}
 }
 

@@ -139,7 +139,7 @@ func New(c Config) (*Fleet, error) {
 	f := &Fleet{
 		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
 		timeout: c.Timeout, maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
-		history: historySize{c.HistoryPushes, c.HistoryAge}, engine: engine,
+		history: historySize{c.HistoryPushes, c.HistoryAge, historyBytes}, engine: engine,
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)

@@ -14,10 +14,10 @@ import (
 type historySize struct {
 	pushes int
 	age    time.Duration
+	bytes  int // of all together
 }
 
 const (
-	// historyBytes bounds them together.
 	historyBytes = 64 << 20
 	// perRead is how many are read at once.
 	perRead = 100
@@ -25,11 +25,11 @@ const (
 	blockTime = 2 * time.Second
 )
 
-// record has Redis keep a message in the history, unless it does already.
-func (b *Bus) record(m *message, text []byte) error {
+// record has Redis keep a message in the history, unless it does already, or it is later than until.
+func (b *Bus) record(m *message, text []byte, until int64) error {
 	f := b.fleet
-	answer, err := f.tell(f.ctx, record, []string{f.key("history"), f.key("history_bytes"), f.key("published", m.From)},
-		text, m.Number, m.Until, f.history.pushes, f.history.age.Milliseconds(), historyBytes)
+	answer, err := f.call(f.ctx, engineTime, record, []string{f.key("history"), f.key("history_bytes"), f.key("published", m.From)},
+		text, m.Number, until, f.history.pushes, f.history.age.Milliseconds(), f.history.bytes)
 	switch {
 	case err != nil:
 		f.metrics.BusDropped(dropAway)
