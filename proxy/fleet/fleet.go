@@ -35,8 +35,8 @@ import (
 
 // Config is what a Fleet needs.
 type Config struct {
-	// RedisURL is the Redis that all instances share: redis://, rediss:// (TLS), unix://, or redis://SENTINEL/?master_name=NAME with
-	// further sentinels as addr=HOST:PORT. Empty: this instance is alone.
+	// RedisURL is the Redis that all instances share: redis://, rediss:// (TLS), unix://, redis://NODE/?addr=NODE2:PORT for a cluster, or
+	// redis://SENTINEL/?master_name=NAME with further sentinels as addr=HOST:PORT. Empty: this instance is alone.
 	RedisURL string `env:"REDIS_URL" secret:"true"`
 	// Name begins every key. Instances of one name count together.
 	Name string `env:"FLEET" envDefault:"portcullis" needs:"REDIS_URL"`
@@ -173,6 +173,14 @@ func connect(text string) (redis.UniversalClient, error) {
 		}
 		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
 		return redis.NewFailoverClient(o), nil
+	}
+	if target.Query().Has("addr") {
+		o, err := redis.ParseClusterURL(text)
+		if err != nil {
+			return nil, errors.New("it names no cluster")
+		}
+		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
+		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(text)
 	if err != nil {

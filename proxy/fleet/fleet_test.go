@@ -696,6 +696,50 @@ func TestKeptOut(t *testing.T) {
 	}
 }
 
+// A cluster, and a Redis that sentinels know, are used as any other.
+func TestOtherForms(t *testing.T) {
+	for name, url := range map[string]func() (*server, string){
+		"cluster": func() (*server, string) {
+			s := redistest.New(t)
+			s.Cluster()
+			return serverOf(t, s), "redis://" + s.Addr + "/?addr=" + s.Addr
+		},
+		"sentinel": func() (*server, string) {
+			s, sentinel := redistest.Start(t), redistest.New(t)
+			sentinel.Sentinel(s)
+			return serverOf(t, s), "redis://" + sentinel.Addr + "/?master_name=gates"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, url := url()
+			limits := ratelimit.Config{SessionsPerSubject: 2, Sessions: 10, UpgradesPerIP: ratelimit.Rate{N: 10, Per: time.Hour}}
+			edit := func(c *Config) {
+				c.RedisURL, c.Limits, c.HistoryPushes, c.HistoryAge = url, limits, 10, time.Hour
+			}
+			a, b := s.newMember("a", "", edit), s.newMember("b", "", edit)
+			ctx := context.Background()
+			for i, want := range []Scope{"", "", SessionsSubject} {
+				if _, v := []*member{a, b}[i%2].Enter(ctx, here, "Alice", true); v.Scope != want {
+					t.Errorf("%d: got %+v, want %q", i, v, want)
+				}
+			}
+			for _, c := range []Command{kick("k"), push("p")} {
+				if answers, silent, err := a.Command(ctx, c); err != nil || len(answers) != 2 || silent != nil {
+					t.Errorf("%s, %s, %v", answers, silent, err)
+				}
+			}
+			tickets := a.NewTickets(time.Hour, 5, 5)
+			text, _, err := tickets.Issue(ctx, Owner{"192.0.2.1/32", "Alice", true}, []byte("x"))
+			if got, wrong := b.NewTickets(time.Hour, 5, 5).Redeem(ctx, text, "192.0.2.1/32"); string(got) != "x" || err != nil || wrong != nil {
+				t.Errorf("a ticket: %q, %v, %v", got, err, wrong)
+			}
+			if a.share.Load() != nil || b.share.Load() != nil {
+				t.Error("they count alone")
+			}
+		})
+	}
+}
+
 func TestMistakes(t *testing.T) {
 	for _, url := range []string{"http://hunter2", "redis://:hunter2@[", "hunter2", "redis://h/hunter2", "redis://h/?master_name=m&addr=hunter2&db=x"} {
 		_, err := New(Config{RedisURL: url, Name: "a b", Instance: "c{"})

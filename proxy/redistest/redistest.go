@@ -3,9 +3,12 @@ package redistest
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +22,8 @@ type Server struct {
 	dir   string
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has
+	first string        // a file of settings; empty: none
+	more  []string      // further arguments
 }
 
 // New finds a port and starts nothing yet. Where there is no redis-server the test is left out; .ci/run installs it.
@@ -58,11 +63,59 @@ func (s *Server) Start() {
 	}
 }
 
+// Cluster makes it a cluster of one.
+func (s *Server) Cluster() {
+	s.t.Helper()
+	s.more = []string{"--cluster-enabled", "yes"}
+	s.Start()
+	if got := s.say("CLUSTER ADDSLOTSRANGE 0 16383"); got != "+OK" {
+		s.t.Fatal(got)
+	}
+	for range 2000 {
+		if strings.Contains(s.say("CLUSTER COUNTKEYSINSLOT 0"), ":0") && s.say("SET {x}:ready 1") == "+OK" {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatal("the cluster is not up")
+}
+
+// Sentinel has another server watch it, as "gates".
+func (s *Server) Sentinel(master *Server) {
+	s.t.Helper()
+	conf := filepath.Join(s.dir, "sentinel.conf")
+	host, port, _ := net.SplitHostPort(master.Addr)
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "sentinel monitor gates %s %s 1\n", host, port), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.first, s.more = conf, []string{"--sentinel"}
+	s.Start()
+}
+
+// say sends a command, and returns the first line of the answer.
+func (s *Server) say(command string) string {
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	io.WriteString(conn, command+"\r\n")
+	line, _ := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(line)
+}
+
 // start reports false where the program has ended at once: somebody else has taken the port.
 func (s *Server) start() bool {
 	s.t.Helper()
 	_, port, _ := net.SplitHostPort(s.Addr)
-	s.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no")
+	args := []string{"--port", port, "--bind", "127.0.0.1", "--dir", s.dir}
+	if s.first == "" {
+		args = append(args, "--save", "", "--appendonly", "no")
+	} else {
+		args = append([]string{s.first}, args...)
+	}
+	s.cmd = exec.Command("redis-server", append(args, s.more...)...)
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -95,17 +148,7 @@ func (s *Server) start() bool {
 	}
 }
 
-func (s *Server) answers() bool {
-	conn, err := net.Dial("tcp", s.Addr)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(time.Second))
-	io.WriteString(conn, "PING\r\n")
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	return err == nil && strings.HasPrefix(line, "+PONG")
-}
+func (s *Server) answers() bool { return s.say("PING") == "+PONG" }
 
 // Stop has it stand still; Continue has it go on.
 func (s *Server) Stop()     { s.cmd.Process.Signal(syscall.SIGSTOP) }
