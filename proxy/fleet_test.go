@@ -216,6 +216,23 @@ func TestOneKickAndOneBroadcast(t *testing.T) {
 	echoes(t, conns[2], "and got nothing")
 }
 
+// joined waits until gates are on the bus.
+func joined(t *testing.T, all ...*testGate) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(patience)
+	for _, g := range all {
+		for g.Ready() != nil {
+			select {
+			case <-tick.C:
+			case <-timeout:
+				t.Fatal(g.Ready())
+			}
+		}
+	}
+}
+
 // The list has the sessions of all instances, page by page, each once, whichever is asked; one is found by its id everywhere.
 func TestListOfTheFleet(t *testing.T) {
 	s := redistest.Start(t)
@@ -294,6 +311,7 @@ func TestListOfTheFleet(t *testing.T) {
 func TestRenewalOverTheFleet(t *testing.T) {
 	s, echo := redistest.Start(t), newEcho(t)
 	a, b := newGate(t, echo, sharing(s, "a", renewing)), newGate(t, echo, sharing(s, "b", renewing))
+	joined(t, a, b)
 	conn, id := a.open(t, "/?token="+a.tokenUntil(t, "Alice", hour()))
 	next := hour().Add(time.Hour)
 	for _, g := range []*testGate{b, a, b} {

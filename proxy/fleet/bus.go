@@ -80,7 +80,8 @@ type Bus struct {
 	received  numbers
 	missed    rate.Sometimes // of the line in the log
 
-	ready struct{ bus, answers, history atomic.Bool } // what is published is received
+	ready  struct{ bus, answers, history atomic.Bool } // what is published is received
+	joined atomic.Bool                                 // it was
 
 	mu      sync.Mutex
 	waiting map[string]chan answer // by the id of what is to be answered; guarded by mu
@@ -146,6 +147,9 @@ func (f *Fleet) keep(what string, is *atomic.Bool, connect func(ctx context.Cont
 		err := connect(f.ctx, func() {
 			failures = -1
 			is.Store(true)
+			if f.bus.Connected() {
+				f.bus.joined.Store(true)
+			}
 			if told {
 				told = false
 				f.log.Info(what + " of the fleet is back")

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -16,6 +17,8 @@ const (
 	// nameTime is how long a starting instance waits for another of its name to be found dead.
 	nameTime  = 15 * time.Second
 	nameEvery = 500 * time.Millisecond
+	// busTime is how long a starting instance is not ready because it is not on the bus.
+	busTime = 5 * time.Second
 )
 
 var stale = int64(staleAfter / time.Millisecond)
@@ -63,10 +66,14 @@ func (m *members) now() int64 {
 
 // Ready says why this instance is not one of the fleet yet, though it may soon be. Nil, also for a nil Fleet: it is, or counts alone.
 func (f *Fleet) Ready() error {
-	if f == nil || !f.members.taken.Load() || f.members.first.Load() {
-		return nil
+	switch {
+	case f == nil:
+	case f.members.taken.Load() && !f.members.first.Load():
+		return f.nameError()
+	case f.members.joined.Load() && f.bus != nil && !f.bus.joined.Load() && time.Since(f.members.started) < busTime:
+		return errors.New("the bus of the fleet is being joined")
 	}
-	return f.nameError()
+	return nil
 }
 
 func (f *Fleet) nameError() error {
