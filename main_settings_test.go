@@ -358,7 +358,7 @@ func TestUsualNamesAreNotMisspelt(t *testing.T) {
 // The tags make guards of exactly those settings whose names the page lists.
 func TestGuards(t *testing.T) {
 	for _, s := range list {
-		want := s.Name == "ORIGINS"
+		want := s.Name == "ORIGINS" || strings.HasPrefix(s.Name, "REDIS_URL")
 		for _, prefix := range []string{"TLS_", "ADMIN_TLS_", "AUTH_", "LIMIT_", "RATE_"} {
 			want = want || strings.HasPrefix(s.Name, prefix)
 		}
@@ -366,7 +366,7 @@ func TestGuards(t *testing.T) {
 			t.Errorf("%s: guard %t, want %t", s.Name, s.Guard, want)
 		}
 	}
-	for _, word := range []string{"`TLS_*`", "`ADMIN_TLS_*`", "`AUTH_*`", "`LIMIT_*`", "`RATE_*`", "`ORIGINS`"} {
+	for _, word := range []string{"`TLS_*`", "`ADMIN_TLS_*`", "`AUTH_*`", "`LIMIT_*`", "`RATE_*`", "`ORIGINS`", "`REDIS_URL`"} {
 		if !strings.Contains(readFile(t, settingsPage), word) {
 			t.Errorf("%s does not name %s", settingsPage, word)
 		}

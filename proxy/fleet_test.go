@@ -460,10 +460,9 @@ func TestHistoryOfTheFleet(t *testing.T) {
 	// A gap is told where the history does not reach back, or where the id is of no push.
 	for _, none := range []string{"1-1", "99999999999999-0", "k3v9x2mq-9"} {
 		conn := late.gate.connect(t, "/?token=wonder&portcullis_last_push="+none, nil)
-		conn.ReadMessage()       // hello
-		wantGap := none != "1-1" // from the first on everything is kept
+		conn.ReadMessage() // hello
 		_, got, err := conn.ReadMessage()
-		if err != nil || strings.Contains(string(got), "push_gap") != wantGap {
+		if err != nil || !strings.Contains(string(got), "push_gap") {
 			t.Errorf("from %s: got %s, %v", none, got, err)
 		}
 	}
@@ -583,4 +582,103 @@ func TestDrainLeavesTheFleet(t *testing.T) {
 	}
 	<-drained
 	all[0].want(200, `{"sessions":[],"next":null}`, "GET", "/api/sessions", "")
+}
+
+// In a fleet, too, a client that is away makes room for its subject's next.
+func TestEvictionInAFleet(t *testing.T) {
+	edit := resuming(func(c *Config) { c.Limits.SessionsPerSubject = 1 })
+	g := newGate(t, newEcho(t), sharing(redistest.Start(t), "a", edit))
+	for i := range 10 {
+		c := newResumer(t, g, "/?token=wonder")
+		if err := c.tryOpen(); err != nil {
+			t.Fatalf("session %d: %v", i+1, err)
+		}
+		c.cut()
+		g.journal.next(t, "session detached")
+	}
+}
+
+// Who is kept out stays so when Redis has lost it, when an instance was not reached by the kick, and for the first client of one that starts.
+func TestKeptOutWhateverHappens(t *testing.T) {
+	s := redistest.Start(t)
+	link := s.NewLink(t)
+	all := newFleet(t, s, 1)
+	slow := newOperator(t, sharing(s, "slow", func(c *Config) { c.Fleet.RedisURL = link.URL() }))
+	slow.joined()
+	conn := slow.gate.connect(t, "/?token=wonder", nil)
+	release, reopen := link.HoldAnswers()
+	kicked := all[0].call("DELETE", "/api/sessions?subject=Alice&for=10m", "")
+	if kicked.StatusCode != 200 || fmt.Sprint(kicked.json["unanswered"]) != "[slow]" {
+		t.Errorf("%d %s", kicked.StatusCode, kicked.text)
+	}
+	time.Sleep(1100 * time.Millisecond) // the kick counts for a second
+	reopen()
+	release()
+	if _, m, err := conn.ReadMessage(); !websocket.IsCloseError(err, 3003) { // which it learns later
+		t.Errorf("got %q, %v", m, err)
+	}
+	if got := slow.gate.status(t, "/?token=wonder"); got != http.StatusForbidden {
+		t.Errorf("where the kick was late: status %d", got)
+	}
+	client := redisOf(t, s)
+	client.FlushAll(t.Context())
+	eventually(t, "it is written anew", func() bool { return client.ZCard(t.Context(), "{portcullis}:kept_out").Val() == 1 })
+	started := newOperator(t, sharing(s, "started"))
+	if got := started.gate.status(t, "/?token=wonder"); got != http.StatusForbidden {
+		t.Errorf("at one that has just started: status %d", got)
+	}
+}
+
+// Where Redis has lost the history a client is told that there is a gap.
+func TestGapAfterFlush(t *testing.T) {
+	s := redistest.Start(t)
+	keeping := func(c *Config) {
+		c.Session.Hello, c.Session.History = true, session.HistorySize{Pushes: 100, Age: time.Hour}
+	}
+	a := newFleet(t, s, 1, keeping)[0]
+	first := a.call("POST", "/api/messages?subject=Alice", "one", asText).json["id"].(string)
+	a.call("POST", "/api/messages?subject=Alice", "two", asText)
+	redisOf(t, s).FlushAll(t.Context())
+	later := newOperator(t, sharing(s, "later", keeping))
+	later.joined()
+	conn := later.gate.connect(t, "/?token=wonder&portcullis_last_push="+first, nil)
+	conn.ReadMessage() // hello
+	if _, got, err := conn.ReadMessage(); !strings.Contains(string(got), "push_gap") {
+		t.Errorf("got %s, %v", got, err)
+	}
+}
+
+// While Redis is away all instances together let no more credentials be guessed than one may.
+func TestFailuresWithoutRedis(t *testing.T) {
+	s, echo := redistest.Start(t), newEcho(t)
+	edit := func(c *Config) {
+		c.Limits.AuthFailuresPerIP, c.Limits.AuthFailuresPerIPBurst = ratelimit.Rate{N: 4, Per: time.Hour}, 4
+	}
+	a, b := newGate(t, echo, sharing(s, "a", edit)), newGate(t, echo, sharing(s, "b", edit))
+	for wait := time.Now().Add(patience); a.gauge(t, "portcullis_fleet_instances")+b.gauge(t, "portcullis_fleet_instances") != 4; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(wait) {
+			t.Fatal("they do not know each other")
+		}
+	}
+	s.Kill()
+	tried := 0
+	for range 10 {
+		for _, g := range []*testGate{a, b} {
+			if g.status(t, "/?token=wrong") == http.StatusUnauthorized {
+				tried++
+			}
+		}
+	}
+	if tried == 0 || tried > 4 {
+		t.Errorf("%d wrong tokens were tried, want 4 at most", tried)
+	}
+}
+
+func (g *testGate) gauge(t *testing.T, name string) float64 { return g.metric(t, name, "") }
+
+func TestLongID(t *testing.T) {
+	a := newFleet(t, redistest.Start(t), 1)[0]
+	for _, id := range []string{strings.Repeat("A", 2000), "a%00b"} {
+		a.want(404, `{"error":"no session with that id is open"}`, "DELETE", "/api/sessions/"+id, "")
+	}
 }

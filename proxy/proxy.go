@@ -153,7 +153,7 @@ func New(c Config) (*Proxy, error) {
 	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
 	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
 	c.Session.Limits = session.Limits{Messages: perSession.Messages, Burst: perSession.Burst, Bytes: perSession.Bytes}
-	c.Session.Listed = c.API.Reached
+	c.Session.Listed = c.API.Reached || p.fleet != nil // which others may ask for
 	p.sessions, err = session.New(c.Session)
 	note()
 	parts.Sessions = p.sessions

@@ -74,6 +74,26 @@ func New(c Config) (*Limits, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+	return build(c), nil
+}
+
+// Part returns the limits of one of n who hold those of c together. Nothing is rounded down to none. c is one that New takes.
+func Part(c Config, n int) *Limits {
+	for _, r := range []struct {
+		rate  *Rate
+		burst *int
+	}{
+		{&c.UpgradesPerIP, &c.UpgradesPerIPBurst}, {&c.UpgradesPerSubject, &c.UpgradesPerSubjectBurst}, {&c.Upgrades, &c.UpgradesBurst},
+		{&c.AuthFailuresPerIP, &c.AuthFailuresPerIPBurst},
+	} {
+		*r.burst = (r.rate.Burst(*r.burst) + n - 1) / n
+		r.rate.Per *= time.Duration(n)
+	}
+	return build(c)
+}
+
+// build makes the limits of a Config that has no mistakes.
+func build(c Config) *Limits {
 	l := &Limits{
 		sessions: newSessions(c),
 		returns:  newBuckets[netip.Prefix](returnsPerSecond, returnsPerSecond, tableSize),
@@ -91,7 +111,7 @@ func New(c Config) (*Limits, error) {
 	if r := c.AuthFailuresPerIP; r.N > 0 {
 		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.Burst(c.AuthFailuresPerIPBurst), tableSize))
 	}
-	return l, nil
+	return l
 }
 
 // UpgradeFromAddress takes one of the address's upgrade tokens. If there is

@@ -80,9 +80,9 @@ func (t *target) filter() (session.Filter, error) {
 }
 
 type kickCommand struct {
-	Code   int      `json:"code,omitempty"` // 0: 3003, and the reason "kicked"
-	Reason string   `json:"reason,omitempty"`
-	For    duration `json:"for,omitempty"`
+	Code   int       `json:"code,omitempty"` // 0: 3003, and the reason "kicked"
+	Reason string    `json:"reason,omitempty"`
+	For    *duration `json:"for,omitempty"` // nil: he may come back at once
 }
 
 // duration is a time.Duration in JSON, as Go writes it: "15m0s".
@@ -101,10 +101,14 @@ var errKick = errors.New("kick: want a code, a reason and a time that the API wo
 // kick is what k says.
 func (k *kickCommand) kick(f session.Filter) (session.Kick, error) {
 	closing, err := closing(k.Code, k.Reason)
-	if err != nil || k.For < 0 || time.Duration(k.For) > maxKeepOut || k.For > 0 && !keepsOut(f) {
+	if err != nil || k.For != nil && (*k.For <= 0 || time.Duration(*k.For) > maxKeepOut || !keepsOut(f)) {
 		return session.Kick{}, errKick
 	}
-	return session.Kick{Closing: closing, KeepOut: time.Duration(k.For)}, nil
+	kick := session.Kick{Closing: closing}
+	if k.For != nil {
+		kick.KeepOut = time.Duration(*k.For)
+	}
+	return kick, nil
 }
 
 // keepsOut reports whether a filter names a subject, and so whom to keep out.
@@ -134,7 +138,7 @@ func (s *sendCommand) message(most int64) (m session.Message, err error) {
 	} else {
 		m.Body, m.Binary = s.Base64, true
 	}
-	if s.Text != nil && s.Base64 != nil || int64(len(m.Body)) > most || !m.Binary && session.Reserved(m.Body) {
+	if (s.Text != nil) == (s.Base64 != nil) || int64(len(m.Body)) > most || !m.Binary && session.Reserved(m.Body) {
 		return m, errSend
 	}
 	return m, nil
@@ -186,6 +190,10 @@ func (i *Instances) everywhere(ctx context.Context, c command) (out outcome, wro
 	}
 	answers, silent, err := i.bus.Command(ctx, encode(c))
 	switch {
+	case errors.Is(err, fleet.ErrUnknown):
+		wrong = problem(http.StatusGatewayTimeout, "it is not known whether any instance was reached; none will be later")
+		wrong.final = true
+		return out, wrong
 	case errors.Is(err, fleet.ErrTooLarge):
 		return out, problem(http.StatusRequestEntityTooLarge, "the bus does not take a message that large; nobody was reached")
 	case err != nil:
@@ -276,12 +284,19 @@ func (i *Instances) Restore(e fleet.Command, id string, age time.Duration) {
 // Forgotten implements [fleet.Handler].
 func (i *Instances) Forgotten(id string) { i.sessions.ForgetPushes(id) }
 
-// Joined implements [fleet.Handler].
-func (i *Instances) Joined() {
-	for subject, d := range i.fleet.KeptOut(context.Background()) {
-		i.sessions.KeepOut(subject, d)
+// KeepOut implements [fleet.Handler]: what this instance has missed of a kick, it does now.
+func (i *Instances) KeepOut(subjects map[string]time.Duration) {
+	for subject, d := range subjects {
+		if !i.sessions.Finds() || i.sessions.KeptOut(subject) {
+			continue
+		}
+		c, _ := closing(0, "")
+		i.sessions.Kick(session.Filter{Subject: subject}, session.Kick{Closing: c, KeepOut: d})
 	}
 }
+
+// KeptOut implements [fleet.Handler].
+func (i *Instances) KeptOut() map[string]time.Duration { return i.sessions.AllKeptOut() }
 
 // question is what one instance asks all of them: one of these.
 type question struct {

@@ -85,9 +85,10 @@ func again(same bool, kept *reply) *reply {
 	return &again
 }
 
-// keeps reports whether an answer is kept: not one after which the same call may have another soon, and none after a panic.
+// keeps reports whether an answer is kept: not one after which the same call may have another soon, unless it is final, and none after a
+// panic.
 func keeps(answer *reply) bool {
-	return answer != nil && answer.status < http.StatusInternalServerError
+	return answer != nil && (answer.final || answer.status < http.StatusInternalServerError)
 }
 
 // begin enters a call, or returns the answer where it is not to be done. finish has to follow.

@@ -98,6 +98,7 @@ type reply struct {
 	header http.Header // nil: nothing but what every answer has
 	body   []byte      // JSON, without its end
 	attrs  []any       // for the line in the log
+	final  bool        // the same call, sent again, gets the same answer, whatever its status
 }
 
 // problem is a reply that says what is wrong with a call.
@@ -123,7 +124,10 @@ type route struct {
 	stream       func(*Operator, http.ResponseWriter, *call) *reply // in place of handle: it writes by itself
 }
 
-const sessionID = "{id}"
+const (
+	sessionID    = "{id}"
+	maxSessionID = 128 // bytes
+)
 
 // routes are all of them, as docs/openapi.json has them.
 var routes = []route{
@@ -215,6 +219,9 @@ func findRoute(c *call) (found *route, wrong *reply) {
 	path := c.URL.Path
 	id, isSession := strings.CutPrefix(path, "/api/sessions/")
 	if isSession && id != "" && !strings.Contains(id, "/") {
+		if len(id) > maxSessionID || !isVisible(id) {
+			return nil, noSession()
+		}
 		c.id, path = id, "/api/sessions/"+sessionID
 	}
 	var allowed []string

@@ -98,9 +98,9 @@ func (o *Operator) get(c *call) *reply {
 	case len(found.Sessions) > 0:
 		return &reply{status: http.StatusOK, body: found.Sessions[0].Status}
 	case len(silent) > 0:
-		return away("no instance that answers has a session with that id; not answered have: " + strings.Join(silent, ", "))
+		return away("no instance that has answered has a session with that id; these have not: " + strings.Join(silent, ", "))
 	}
-	return problem(http.StatusNotFound, "no session with that id is open")
+	return noSession()
 }
 
 // kicked is the answer to DELETE /api/sessions.
@@ -132,14 +132,14 @@ func (o *Operator) kick(c *call) *reply {
 	case out.Full:
 		return problem(http.StatusServiceUnavailable, "too many subjects are kept out at once; nobody was kicked")
 	case c.id != "" && reach.Reached+reach.Ending == 0 && len(out.Silent) > 0:
-		return away("no instance that answers has a session with that id; not answered have: " + strings.Join(out.Silent, ", "))
+		return away("no instance that has answered has a session with that id; these have not: " + strings.Join(out.Silent, ", "))
 	case c.id != "" && reach.Reached+reach.Ending == 0:
-		return problem(http.StatusNotFound, "no session with that id is open")
+		return noSession()
 	}
 	a := jsonReply(http.StatusOK, kicked{reach.Reached, reach.Ending, out.Silent})
 	a.attrs = []any{"reached", reach.Reached, "code", cmp.Or(k.Code, frame.CodeForbidden)}
-	if k.For > 0 {
-		a.attrs = append(a.attrs, "for", time.Duration(k.For).String())
+	if k.For != nil {
+		a.attrs = append(a.attrs, "for", time.Duration(*k.For).String())
 	}
 	return a
 }
@@ -165,7 +165,9 @@ func (c *call) kick(f session.Filter) (k *kickCommand, wrong *reply) {
 		case !keepsOut(f):
 			return nil, problem(http.StatusBadRequest, "for: it keeps a subject out; want subject and no other filter")
 		}
-		k.For = duration(d)
+		k.For = new(duration(d))
 	}
 	return k, nil
 }
+
+func noSession() *reply { return problem(http.StatusNotFound, "no session with that id is open") }

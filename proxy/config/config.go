@@ -38,7 +38,7 @@ var Reserved = []string{"PROXY_PROTOCOL"}
 
 // Families are the beginnings of names that only settings of this program have. Any
 // other variable that begins so is warned about.
-var Families = []string{"AUTH_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "RELAY_", "RESUME_", "TICKET", "TLS_",
+var Families = []string{"AUTH_", "BUS_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "REDIS_", "RELAY_", "RESUME_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
 // Read reads the environment. The error joins every mistake in it, one a line.

@@ -18,7 +18,14 @@ import (
 type question struct {
 	ID      string          `json:"id"`
 	ReplyTo string          `json:"reply_to"`
-	Body    json.RawMessage `json:"body"`
+	Body    json.RawMessage `json:"body,omitempty"`
+}
+
+// tellLost has all instances look whether Redis has lost what they have written.
+func (f *Fleet) tellLost() {
+	if f.bus != nil {
+		f.bus.publishJSON(f.ctx, f.key("questions"), question{ID: "lost", ReplyTo: f.instance})
+	}
 }
 
 // maxAnswering bounds the questions that are answered at once. One beyond is not.
@@ -88,7 +95,11 @@ func (b *Bus) Ask(ctx context.Context, body any, enough func(answer []byte) bool
 func (b *Bus) listen(ctx context.Context, up func()) error {
 	questions := b.fleet.key("questions")
 	answering := make(chan struct{}, maxAnswering)
-	return b.fleet.subscribe(ctx, up, func(channel string, text []byte) {
+	return b.fleet.subscribe(ctx, func() {
+		up()
+		b.fleet.counts.stale.Store(true) // it may be another Redis, or one with older data
+		b.fleet.members.nudge()
+	}, func(channel string, text []byte) {
 		if channel != questions {
 			b.answered(text)
 			return
@@ -96,6 +107,10 @@ func (b *Bus) listen(ctx context.Context, up func()) error {
 		var q question
 		if len(text) > b.fleet.maxMessage || Strict(text, &q) != nil || !isName(q.ReplyTo) || len(q.ID) > maxName {
 			b.fleet.metrics.BusDropped(dropMalformed)
+			return
+		}
+		if q.ID == "lost" {
+			b.fleet.members.nudge()
 			return
 		}
 		select {

@@ -36,7 +36,7 @@ func BenchmarkUpgrade(b *testing.B) {
 						b.Fatalf("%+v", v)
 					}
 				}
-				p, v := f.Enter(b.Context(), here, "Alice", calls == 1)
+				p, v := f.Enter(b.Context(), Entry{Address: here, Subject: "Alice", Admit: calls == 1})
 				if v.Scope != "" {
 					b.Fatalf("%+v", v)
 				}

@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
-	"slices"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sony/gobreaker/v2"
 	"golang.org/x/time/rate"
 )
 
@@ -52,6 +53,9 @@ const (
 // ErrBusAway says that nobody has got a command.
 var ErrBusAway = errors.New("the bus of the fleet is away")
 
+// ErrUnknown says that nobody knows whether others have got a command.
+var ErrUnknown = errors.New("it is not known whether the bus has taken it")
+
 // ErrTooLarge says that the bus does not take a message of that size, and nobody has got it.
 var ErrTooLarge = errors.New("the bus of the fleet does not take a message that large")
 
@@ -66,8 +70,10 @@ type Handler interface {
 	Forgotten(id string)
 	// Answer answers a question of another instance, or of this one. It is called by several goroutines.
 	Answer(question []byte) (answer any)
-	// Joined is called where messages may have been missed.
-	Joined()
+	// KeepOut keeps subjects out for that long, as this instance should have been told.
+	KeepOut(subjects map[string]time.Duration)
+	// KeptOut are the subjects that this instance keeps out, each with how long.
+	KeptOut() map[string]time.Duration
 }
 
 // Bus is this instance on the bus. It is safe for concurrent use.
@@ -78,7 +84,7 @@ type Bus struct {
 	turn      chan struct{} // of who publishes, so that messages are in the order of their numbers
 	number    int64         // of the last one; guarded by turn
 	received  numbers
-	missed    rate.Sometimes // of the line in the log
+	log       struct{ missed, dropped rate.Sometimes } // of the lines in the log
 
 	ready  struct{ bus, answers, history atomic.Bool } // what is published is received
 	joined atomic.Bool                                 // it was
@@ -98,9 +104,14 @@ type answer struct {
 func (f *Fleet) Join(h Handler) *Bus {
 	b := &Bus{
 		fleet: f, handler: h, publisher: f.instance + "-" + strings.ToLower(rand.Text()[:8]), turn: make(chan struct{}, 1),
-		received: newNumbers(), missed: rate.Sometimes{First: 1, Interval: time.Minute}, waiting: make(map[string]chan answer),
+		received: newNumbers(), waiting: make(map[string]chan answer),
 	}
+	b.log.missed.Interval, b.log.dropped.Interval = time.Minute, 10*time.Second
 	f.bus = b
+	f.members.unread.Store(true)
+	if f.members.now() != 0 { // Redis is there
+		f.refresh(f.ctx) // before anybody is let in
+	}
 	work := make(chan func(), 1024) // in the order of the bus
 	f.running.Go(func() {
 		for {
@@ -120,19 +131,16 @@ func (f *Fleet) Join(h Handler) *Bus {
 	}
 	f.running.Go(func() {
 		f.keep("the bus", &b.ready.bus, func(ctx context.Context, up func()) error {
-			return f.engine.listen(ctx, func() { up(); queue(h.Joined) }, func(text []byte) { b.receive(text, queue) })
+			return f.engine.listen(ctx, func() { up(); f.refreshSoon(false) }, func(text []byte) { b.receive(text, queue) })
 		})
 	})
 	f.running.Go(func() { f.keep("the channel of answers", &b.ready.answers, b.listen) })
 	b.ready.history.Store(true)
 	if f.history.pushes > 0 {
-		last, loaded := "", false
-		if f.members.joined.Load() {
-			last, loaded = b.load()
-		}
-		b.ready.history.Store(loaded)
+		var at reading
+		b.ready.history.Store(f.members.now() != 0 && b.load(&at))
 		f.running.Go(func() {
-			f.keep("the history", &b.ready.history, func(ctx context.Context, up func()) error { return b.follow(ctx, &last, up, queue) })
+			f.keep("the history", &b.ready.history, func(ctx context.Context, up func()) error { return b.follow(ctx, &at, up, queue) })
 		})
 	}
 	return b
@@ -184,7 +192,7 @@ func (b *Bus) receive(text []byte, queue func(func())) {
 		missed, repeated := b.received.take(m.From, m.Number)
 		if missed > 0 {
 			b.fleet.metrics.BusMissed(missed)
-			b.missed.Do(func() {
+			b.log.missed.Do(func() {
 				b.fleet.log.Warn("messages on the bus were missed", "publisher", m.From, "messages", missed)
 			})
 		}
@@ -195,16 +203,35 @@ func (b *Bus) receive(text []byte, queue func(func())) {
 		}
 	}
 	if wrong != "" {
-		b.fleet.metrics.BusDropped(wrong)
+		b.dropped(wrong)
+		b.log.dropped.Do(func() {
+			b.fleet.log.Warn("a message on the bus is dropped", "reason", wrong, "publisher", m.From, "number", m.Number)
+		})
 		return
 	}
 	queue(func() {
-		if m.Send != nil && b.fleet.history.pushes > 0 {
-			b.record(&m, text, m.Until) // all instances do, and one has it kept; then it is obeyed when it comes from there
-			return
+		switch now := b.fleet.members.now(); {
+		case m.Until > 0 && now > m.Until:
+			b.dropped(dropLate)
+		case b.fleet.history.pushes > 0:
+			// All instances do, and one has it kept; then it is obeyed when it comes from there.
+			if b.fleet.circuit.State() == gobreaker.StateOpen {
+				b.dropped(dropAway)
+			} else if err := b.record(&m, text, m.Until, patience); err != nil && err != ErrBusAway {
+				b.fleet.circuit.Execute(func() (any, error) { return nil, err }) // those behind it need not wait
+			}
+		default:
+			b.obey(&m, "")
 		}
-		b.obey(&m, "")
 	})
+}
+
+// dropped counts a message that is not obeyed. A late one may have said who is to be kept out.
+func (b *Bus) dropped(why string) {
+	b.fleet.metrics.BusDropped(why)
+	if why == dropLate {
+		b.fleet.refreshSoon(false)
+	}
 }
 
 // obey does what a message says, and tells who waits for that.
@@ -212,6 +239,9 @@ func (b *Bus) obey(m *message, id string) {
 	done, err := b.handler.Obey(m.Command, id)
 	if err != nil {
 		b.fleet.metrics.BusDropped(dropMalformed)
+		b.log.dropped.Do(func() {
+			b.fleet.log.Warn("a message on the bus is dropped", "reason", dropMalformed, "publisher", m.From, "number", m.Number, "error", err)
+		})
 		return
 	}
 	if m.ReplyTo != "" {
@@ -317,7 +347,7 @@ func (n *numbers) makeRoom() {
 }
 
 // Command has all instances obey, and returns their answers. Those that live and did not answer in time are named. The error is
-// ErrBusAway or ErrTooLarge: nobody was told.
+// ErrBusAway or ErrTooLarge: nobody was told; or ErrUnknown: nobody has answered, and nobody will obey later.
 func (b *Bus) Command(ctx context.Context, c Command) (answers [][]byte, silent []string, err error) {
 	if !b.Connected() {
 		return nil, nil, ErrBusAway
@@ -328,11 +358,14 @@ func (b *Bus) Command(ctx context.Context, c Command) (answers [][]byte, silent 
 	}
 	w := b.await()
 	defer b.forget(w)
-	if err := b.give(ctx, c, w.id); err != nil {
+	err = b.give(ctx, c, w.id)
+	if err != nil && err != ErrUnknown {
 		return nil, nil, err
 	}
-	answers, silent = w.collect(live, nil)
-	return answers, silent, nil
+	if answers, silent = w.collect(live, nil); len(answers) > 0 {
+		return answers, silent, nil
+	}
+	return nil, silent, err
 }
 
 // give publishes a command. It waits for its turn, and for the engine, no longer than engineTime, and nobody obeys one that was not
@@ -341,7 +374,7 @@ func (b *Bus) give(ctx context.Context, c Command, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), engineTime)
 	defer cancel()
 	m := message{Version: busVersion, From: b.publisher, Command: c, ID: id, ReplyTo: b.fleet.instance}
-	kept := c.Send != nil && b.fleet.history.pushes > 0
+	kept := b.fleet.history.pushes > 0 // kicks, too, which are to stay behind what was sent before
 	until := func() int64 { return b.fleet.members.now() + publishTime.Milliseconds() }
 	select {
 	case b.turn <- struct{}{}:
@@ -361,9 +394,13 @@ func (b *Bus) give(ctx context.Context, c Command, id string) error {
 		case len(text) > b.fleet.maxMessage:
 			err = ErrTooLarge
 		case kept:
-			err = b.record(&m, text, until())
+			err = b.record(&m, text, until(), engineTime)
 		default:
 			err = b.fleet.engine.publish(ctx, text)
+		}
+		err = outcome(err)
+		if err == ErrBusAway || err == ErrTooLarge {
+			b.number-- // nobody has seen it
 		}
 		given <- err
 	})
@@ -372,29 +409,39 @@ func (b *Bus) give(ctx context.Context, c Command, id string) error {
 	}
 	select {
 	case err := <-given:
-		if err != nil && !errors.Is(err, ErrTooLarge) {
-			err = ErrBusAway
-		}
 		return err
 	case <-ctx.Done():
-		return ErrBusAway
+		return ErrUnknown
 	}
 }
 
-// alive names the instances that live.
+// outcome is what an error of an engine, or of Redis, says of a message.
+func outcome(err error) error {
+	dial, _ := errors.AsType[*net.OpError](err)
+	switch {
+	case err == nil, errors.Is(err, ErrTooLarge), errors.Is(err, ErrBusAway):
+		return err
+	case dial != nil && dial.Op == "dial":
+		return ErrBusAway // nothing was sent
+	}
+	return ErrUnknown
+}
+
+// alive names the instances that live, and those that may.
 func (f *Fleet) alive(ctx context.Context) ([]string, error) {
-	answer, err := f.tell(ctx, alive, []string{f.key("live")}, stale)
+	answer, err := f.tell(ctx, alive, []string{f.key("live"), f.key("left")}, stale)
+	if err != nil {
+		return nil, err
+	}
+	var names [2][]string
 	parts, _ := answer.([]any)
-	names := make([]string, 0, len(parts))
-	for _, part := range parts {
-		if name, ok := part.(string); ok {
-			names = append(names, name)
+	for i := range min(len(parts), len(names)) {
+		list, _ := parts[i].([]any)
+		for _, part := range list {
+			if name, ok := part.(string); ok {
+				names[i] = append(names[i], name)
+			}
 		}
 	}
-	slices.Sort(names)
-	if err == nil {
-		known := slices.Clone(names)
-		f.members.names.Store(&known)
-	}
-	return names, err
+	return f.members.seen.note(append(names[0], f.instance), names[1]), nil
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -27,9 +28,9 @@ var withRabbit = flag.Bool("rabbitmq", false, "start RabbitMQ, too")
 type recorder struct {
 	name string
 
-	mu     sync.Mutex
-	did    []string
-	joined int
+	mu  sync.Mutex
+	did []string
+	out map[string]time.Duration // who is kept out
 }
 
 func (r *recorder) note(text string) {
@@ -55,10 +56,17 @@ func (r *recorder) Restore(c Command, id string, age time.Duration) {
 }
 func (r *recorder) Forgotten(id string) { r.note("forgotten") }
 func (r *recorder) Answer(q []byte) any { return r.name + " " + string(q) }
-func (r *recorder) Joined() {
+func (r *recorder) KeepOut(subjects map[string]time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.joined++
+	for subject, d := range subjects {
+		r.out[subject] = d
+	}
+}
+func (r *recorder) KeptOut() map[string]time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.out)
 }
 
 func (r *recorder) list() []string {
@@ -78,7 +86,7 @@ type member struct {
 
 func (s *server) newMember(name, bus string, edits ...func(*Config)) *member {
 	s.t.Helper()
-	m := &member{log: &lines{Handler: slog.DiscardHandler}, metrics: admin.NewMetrics(admin.Known{BusDrops: Drops()}), recorder: &recorder{name: name}}
+	m := &member{log: &lines{Handler: slog.DiscardHandler}, metrics: admin.NewMetrics(admin.Known{BusDrops: Drops()}), recorder: &recorder{name: name, out: make(map[string]time.Duration)}}
 	c := Config{RedisURL: s.URL(), Name: "test", Instance: name, BusURL: bus, Timeout: testPatience, MaxMessage: 1 << 16, Logger: slog.New(m.log), Metrics: m.metrics}
 	for _, edit := range edits {
 		edit(&c)
@@ -318,18 +326,18 @@ func TestBusWithHistory(t *testing.T) {
 			t.Fatal(err)
 		}
 		publish(`{"v":1,"from":"billing","n":1,"to":"x","send":"direct"}`)
-		want := []string{`kept "0"`, `kept "1"`, `kept "2"`, `"k"`, `kept "direct"`}
+		want := []string{"forgotten", `kept "0"`, `kept "1"`, `kept "2"`, `kept "k"`, `kept "direct"`}
 		for _, m := range []*member{a, b} {
 			s.until("all has come", func() bool { return len(m.list()) == len(want) })
 			if got := m.list(); !slices.Equal(got, want) {
 				t.Errorf("%s: got %q", m.recorder.name, got)
 			}
 		}
-		if n := s.XLen(ctx, "{test}:history").Val(); n != 4 {
-			t.Errorf("%d are kept, want 4", n)
+		if n := s.XLen(ctx, "{test}:history").Val(); n != 5 {
+			t.Errorf("%d are kept, want 5", n)
 		}
 		c := s.newMember("c", url, keeps)
-		if got, want := c.list(), []string{`restored "0"true`, `restored "1"true`, `restored "2"true`, `restored "direct"true`}; !slices.Equal(got, want) {
+		if got, want := c.list(), []string{"forgotten", `restored "0"true`, `restored "1"true`, `restored "2"true`, `restored "direct"true`}; !slices.Equal(got, want) {
 			t.Errorf("c: got %q", got)
 		}
 		for i := range 4 {
@@ -341,7 +349,7 @@ func TestBusWithHistory(t *testing.T) {
 			t.Errorf("%d are kept, want 5", n)
 		}
 		d := s.newMember("d", url, keeps)
-		if got := d.list(); len(got) != 6 || got[0] != "forgotten" || got[1] != `restored "direct"true` {
+		if got := d.list(); len(got) != 7 || got[1] != "forgotten" || got[2] != `restored "direct"true` {
 			t.Errorf("d: got %q", got)
 		}
 	})

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,8 +13,10 @@ import (
 // may be wrong.
 type counts struct {
 	stale atomic.Bool // the copy may be wrong
-	// writing is held for reading from a change of the copy to that of the number, and for writing while the copy is written anew.
+	// writing is held for reading from a change of the copy to that of the number, and for writing while a part of the copy is written
+	// anew.
 	writing sync.RWMutex
+	telling sync.Mutex // held while Redis is told of changes
 
 	mu      sync.Mutex       // guards what follows
 	held    map[string]int64 // without zeros
@@ -83,18 +86,41 @@ func (c *counts) take(most int) map[string]int64 {
 	return some
 }
 
+// takeOf returns the changes of those keys that Redis is to be told.
+func (c *counts) takeOf(keys []string) []int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changes := make([]int64, len(keys))
+	for i, key := range keys {
+		changes[i] = c.changes[key]
+		delete(c.changes, key)
+	}
+	return changes
+}
+
 func (c *counts) number(key string) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.held[key]
 }
 
-// snapshot returns all numbers, for a copy that needs no change beside them.
-func (c *counts) snapshot() map[string]int64 {
+// keys are all that there are.
+func (c *counts) keys() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.changes)
-	return maps.Clone(c.held)
+	return slices.Collect(maps.Keys(c.held))
+}
+
+// numbers are those of keys, for a copy that needs no change beside them.
+func (c *counts) numbers(keys []string) []int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]int64, len(keys))
+	for i, key := range keys {
+		all[i] = c.held[key]
+		delete(c.changes, key)
+	}
+	return all
 }
 
 // perScript is how many keys a script changes: Redis does nothing else meanwhile.
@@ -105,52 +131,84 @@ func (f *Fleet) writeChanges() {
 	for {
 		select {
 		case <-f.counts.more:
+			f.writeSome()
 		case <-f.ctx.Done():
 			return
 		}
-		f.counts.writing.RLock()
-		some := f.counts.take(perScript)
-		keys, args := []string{f.key("held", f.instance)}, []any{f.instance}
-		for key, n := range some {
-			keys, args = append(keys, key), append(args, n)
-		}
-		if !f.members.joined.Load() {
-			f.counts.stale.Store(true)
-		} else if len(some) > 0 {
-			if _, err := f.tell(f.ctx, change, keys, args...); err != nil {
-				f.counts.stale.Store(true)
-			}
-		}
-		f.counts.writing.RUnlock()
 	}
 }
 
-// writeAll writes all numbers, and takes back what Redis has beside them.
-func (f *Fleet) writeAll(ctx context.Context) {
-	f.counts.writing.Lock()
-	defer f.counts.writing.Unlock()
-	f.counts.stale.Store(false)
-	answer, err := f.tell(ctx, heldKeys, []string{f.key("held", f.instance)})
-	said, _ := answer.([]any)
-	all := f.counts.snapshot()
-	for _, key := range said {
-		if key, ok := key.(string); ok {
-			all[key] += 0
-		}
+func (f *Fleet) writeSome() {
+	f.counts.telling.Lock()
+	defer f.counts.telling.Unlock()
+	f.counts.writing.RLock()
+	defer f.counts.writing.RUnlock()
+	some := f.counts.take(perScript)
+	if len(some) == 0 {
+		return
 	}
-	for len(all) > 0 && err == nil {
-		keys, args := []string{f.key("held", f.instance)}, []any{f.instance}
-		for key, n := range all {
-			if keys, args = append(keys, key), append(args, n); len(keys) > perScript {
-				break
-			}
+	keys, args := []string{f.key("held", f.instance)}, []any{f.instance}
+	for key, n := range some {
+		keys, args = append(keys, key), append(args, n)
+	}
+	if !f.members.joined.Load() {
+		f.counts.stale.Store(true)
+	} else if _, err := f.tell(f.ctx, change, keys, args...); err != nil {
+		f.counts.stale.Store(true)
+	}
+}
+
+// Settle returns when Redis has been told of the sessions that have ended, or will be by the next Enter.
+func (f *Fleet) Settle() {
+	f.counts.telling.Lock()
+	defer f.counts.telling.Unlock()
+}
+
+// writeAll writes all numbers, some at a time, and takes back what Redis has beside them.
+func (f *Fleet) writeAll(ctx context.Context) {
+	f.counts.stale.Store(false)
+	said, err := f.heldKeys(ctx)
+	all := append(f.counts.keys(), said...)
+	slices.Sort(all)
+	for some := range slices.Chunk(slices.Compact(all), perScript) {
+		if err != nil {
+			break
 		}
-		for _, key := range keys {
-			delete(all, key)
-		}
-		_, err = f.tell(ctx, set, keys, args...)
+		err = f.writeNumbers(ctx, some)
 	}
 	if err != nil {
 		f.counts.stale.Store(true)
 	}
+}
+
+// heldKeys are the keys of which Redis says that this instance has a part, some at a time: Redis does nothing else meanwhile.
+func (f *Fleet) heldKeys(ctx context.Context) (all []string, err error) {
+	held := f.key("held", f.instance)
+	for cursor := uint64(0); ; {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		some, next, err := f.redis.SScan(ctx, held, cursor, "", perScript).Result()
+		if isForeign(err) && f.mend(ctx, []string{held}) {
+			err = nil
+		}
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, some...); next == 0 {
+			return all, nil
+		}
+		cursor = next
+	}
+}
+
+// writeNumbers writes the numbers of some keys, while no change of the copy is under way.
+func (f *Fleet) writeNumbers(ctx context.Context, some []string) error {
+	f.counts.writing.Lock()
+	defer f.counts.writing.Unlock()
+	args := []any{f.instance}
+	for _, n := range f.counts.numbers(some) {
+		args = append(args, n)
+	}
+	_, err := f.tell(ctx, set, append([]string{f.key("held", f.instance)}, some...), args...)
+	return err
 }

@@ -37,7 +37,7 @@ import (
 type Config struct {
 	// RedisURL is the Redis that all instances share: redis://, rediss:// (TLS), unix://, redis://NODE/?addr=NODE2:PORT for a cluster, or
 	// redis://SENTINEL/?master_name=NAME with further sentinels as addr=HOST:PORT. Empty: this instance is alone.
-	RedisURL string `env:"REDIS_URL" secret:"true"`
+	RedisURL string `env:"REDIS_URL" secret:"true" guard:"true"`
 	// Name begins every key. Instances of one name count together.
 	Name string `env:"FLEET" envDefault:"portcullis" needs:"REDIS_URL"`
 	// Instance names this one among them, and in the API. Empty: the host's name and a random part.
@@ -66,6 +66,8 @@ const (
 	defaultMaxMessage = 1 << 20
 	// patience is for the calls of Redis that no upgrade waits for.
 	patience = time.Second
+	// idleConns are ready for upgrades, which need not wait for a connection to be made.
+	idleConns = 4
 	// pause is how long Redis is left alone when it does not answer an upgrade in time. Then one call tries.
 	pause = time.Second
 )
@@ -84,10 +86,14 @@ type Fleet struct {
 	members  members
 	counts   counts
 	share    atomic.Pointer[share] // of the limits, while it counts alone; nil: it counts with the others
+	spare    atomic.Pointer[share] // for single calls that were not answered
 	away     atomic.Bool           // Redis is, and that was said
-	bus      *Bus                  // nil: it has not been joined
-	ctx      context.Context       // ends when the fleet is left
-	stop     context.CancelFunc
+
+	lastError atomic.Pointer[error] // of Redis
+
+	bus  *Bus            // nil: it has not been joined
+	ctx  context.Context // ends when the fleet is left
+	stop context.CancelFunc
 
 	mu      sync.Mutex // guards over, and running's Add
 	over    bool       // nothing is begun any more
@@ -144,6 +150,7 @@ func New(c Config) (*Fleet, error) {
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)
 	f.members.init()
+	f.metrics.FleetSize(1)
 	f.circuit = gobreaker.NewCircuitBreaker[any](gobreaker.Settings{
 		Timeout:       pause,
 		ReadyToTrip:   func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= 1 },
@@ -169,24 +176,24 @@ func connect(text string) (redis.UniversalClient, error) {
 	if target.Query().Has("master_name") {
 		o, err := redis.ParseFailoverURL(text)
 		if err != nil {
-			return nil, errors.New("it names no sentinels")
+			return nil, errors.New("its host, its path (a database) or a parameter is wrong")
 		}
-		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
+		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MinIdleConns = -1, 1, true, idleConns
 		return redis.NewFailoverClient(o), nil
 	}
 	if target.Query().Has("addr") {
 		o, err := redis.ParseClusterURL(text)
 		if err != nil {
-			return nil, errors.New("it names no cluster")
+			return nil, errors.New("its host or a parameter is wrong")
 		}
-		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
+		o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MinIdleConns = -1, 1, true, idleConns
 		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(text)
 	if err != nil {
-		return nil, errors.New("it names no Redis")
+		return nil, errors.New("its host, its path (a database) or a parameter is wrong")
 	}
-	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true // one try: the breaker decides about more
+	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MinIdleConns = -1, 1, true, idleConns // one try: the breaker decides about more
 	return redis.NewClient(o), nil
 }
 
@@ -233,6 +240,9 @@ func (f *Fleet) begin(run func()) bool {
 // key is the name of a key.
 func (f *Fleet) key(parts ...string) string { return "{" + f.name + "}:" + strings.Join(parts, ":") }
 
+// errLate says that an upgrade had little time left for Redis, which need not be ill.
+var errLate = errors.New("an upgrade has waited for Redis for as long as it may")
+
 // errNotJoined says that this instance is not, or no more, one of the fleet.
 var errNotJoined = errors.New("this instance is not one of the fleet")
 
@@ -254,14 +264,23 @@ func (f *Fleet) ask(ctx context.Context, s *redis.Script, keys []string, args ..
 		timeout -= *waited
 		defer func(began time.Time) { *waited += time.Since(began) }(time.Now())
 	}
-	answer, err := f.circuit.Execute(func() (any, error) { return f.call(ctx, timeout, s, keys, args...) })
-	if err != nil {
+	answer, err := f.circuit.Execute(func() (any, error) {
+		answer, err := f.call(ctx, timeout, s, keys, args...)
+		if timeout < f.timeout/2 && errors.Is(err, context.DeadlineExceeded) {
+			err = errLate
+		}
+		return answer, err
+	})
+	switch {
+	case err == errLate:
+		f.counts.stale.Store(true)
+	case err != nil:
 		f.countAlone()
 	}
 	return answer, err
 }
 
-// tell runs a script that nobody waits for.
+// tell runs a script that no upgrade waits for.
 func (f *Fleet) tell(ctx context.Context, s *redis.Script, keys []string, args ...any) (any, error) {
 	answer, err := f.call(ctx, patience, s, keys, args...)
 	if !answered(err) {
@@ -282,13 +301,16 @@ func (f *Fleet) call(ctx context.Context, timeout time.Duration, s *redis.Script
 	if errors.Is(err, redis.Nil) {
 		err = nil
 	}
+	if err != nil {
+		f.lastError.Store(&err)
+	}
 	f.metrics.FleetCall(err == nil, time.Since(began))
 	return answer, err
 }
 
 // answered reports whether Redis is there and at work, whatever it said.
 func answered(err error) bool {
-	return err == nil || isForeign(err) || redis.HasErrorPrefix(err, "ERR")
+	return err == nil || err == errLate || isForeign(err) || redis.HasErrorPrefix(err, "ERR")
 }
 
 // isForeign reports whether a key has what we have not put there.
@@ -316,13 +338,17 @@ func (f *Fleet) circuitChanged(_ string, _, to gobreaker.State) {
 	case gobreaker.StateOpen:
 		f.countAlone()
 		if !f.away.Swap(true) {
-			f.log.Warn("Redis does not answer: this instance holds its share of every limit", "instances", f.members.size.Load())
+			attrs := []any{"instances", f.members.size.Load()}
+			if err := f.lastError.Load(); err != nil {
+				attrs = append(attrs, "error", *err)
+			}
+			f.log.Warn("Redis does not answer: this instance holds its share of every limit", attrs...)
 		}
 	case gobreaker.StateClosed:
 		if f.away.Swap(false) {
 			f.log.Info("Redis answers again")
 		}
-		f.members.nudge()
+		f.refreshSoon(false)
 	}
 }
 

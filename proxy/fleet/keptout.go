@@ -27,13 +27,10 @@ func (f *Fleet) KeepOut(subject string, d time.Duration) bool {
 	return err == nil
 }
 
-// KeptOut returns the subjects that are kept out in the whole fleet, each with how long.
-func (f *Fleet) KeptOut(ctx context.Context) map[string]time.Duration {
+// keptOut returns the subjects that are kept out in the whole fleet, each with how long.
+func (f *Fleet) keptOut(ctx context.Context) (map[string]time.Duration, error) {
 	answer, err := f.tell(ctx, keptOut, []string{f.key("kept_out")})
 	parts, _ := answer.([]any)
-	if err != nil {
-		return nil
-	}
 	all := make(map[string]time.Duration, len(parts)/2)
 	for i := 0; i+1 < len(parts); i += 2 {
 		subject, ok1 := parts[i].(string)
@@ -42,5 +39,5 @@ func (f *Fleet) KeptOut(ctx context.Context) map[string]time.Duration {
 			all[subject] = time.Duration(ms) * time.Millisecond
 		}
 	}
-	return all
+	return all, err
 }

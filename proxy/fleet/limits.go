@@ -43,6 +43,10 @@ func gcra(r ratelimit.Rate, burst int) (every, room float64) {
 	return every, every * float64(r.Burst(burst))
 }
 
+// Waiting reports whether this instance has no name in the fleet yet, because another process that may live has it: nobody would find
+// the sessions that it took.
+func (f *Fleet) Waiting() bool { return f.members.taken.Load() && !f.members.first.Load() }
+
 // Admit counts an upgrade by its address and in total, and looks at the address's failures and at the caps, before its client is
 // authenticated.
 func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
@@ -63,11 +67,22 @@ func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	return verdictOf(answer)
 }
 
-// Enter takes a place for a session of an authenticated client. With admit it does first what Admit does, in the same call.
-func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string, admit bool) (p *Place, v Verdict) {
-	l := new(f.limits)
-	if !admit {
+// Entry is a client who is to have a place.
+type Entry struct {
+	Address netip.Prefix
+	Subject string // empty: it has none
+	Admit   bool   // what Admit asks has not been asked, and is in the same call
+	Again   bool   // it has been counted before by its subject's rate
+}
+
+// Enter takes a place for a session of an authenticated client.
+func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
+	l, address, subject := new(f.limits), e.Address, e.Subject
+	if !e.Admit {
 		l.UpgradesPerIP.N, l.AuthFailuresPerIP.N, l.Upgrades.N = 0, 0, 0
+	}
+	if e.Again {
+		l.UpgradesPerSubject.N = 0
 	}
 	a, s := address.String(), subjectKey(subject)
 	if subject == "" {
@@ -89,36 +104,63 @@ func (f *Fleet) Enter(ctx context.Context, address netip.Prefix, subject string,
 		return p, Verdict{} // there is nothing to ask
 	}
 	var answer any
-	err := errWriting
-	if f.circuit.State() != gobreaker.StateOpen && f.counts.begin(f.timeout) {
+	var err error
+	switch {
+	case f.circuit.State() == gobreaker.StateOpen:
+		err = gobreaker.ErrOpenState
+		f.countAlone()
+	case !f.counts.begin(f.timeout):
+		err = errWriting
+	default:
 		defer f.counts.writing.RUnlock()
+		ended := f.counts.takeOf(keys)
 		answer, err = f.ask(ctx, enter,
 			[]string{f.key("live"), f.key("rate:s", s), keys[0], keys[1], keys[2], f.key("held", f.instance),
 				f.key("rate:a", a), f.key("fail", a), f.key("rate:all")},
 			stale, f.instance, every, burst, l.SessionsPerIP, l.SessionsPerSubject, l.Sessions,
-			everyAddress, burstAddress, everyFailure, burstFailure, everyAll, burstAll)
+			everyAddress, burstAddress, everyFailure, burstFailure, everyAll, burstAll, ended[0], ended[1], ended[2])
+	}
+	if err == nil && isLost(answer) {
+		err = errLost
+		f.countAlone()
+		f.members.nudge()
 	}
 	if err == nil {
 		v = verdictOf(answer)
 	} else {
-		v = f.ownShare().enter(address, subject, admit, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
-		f.counts.stale.Store(true)
+		v = f.ownShare().enter(e, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
 	}
-	if v.Scope != "" {
+	switch {
+	case v.Scope != "":
 		return nil, v
+	case err == errWriting:
+		f.counts.tell(p.keys, 1) // when that is over
+	default:
+		f.counts.add(p.keys, 1)
 	}
-	f.counts.add(p.keys, 1)
 	return p, v
 }
 
 // errWriting says that all numbers are being written to Redis.
 var errWriting = errors.New("the numbers are being written")
 
+// errLost says that Redis has lost what was written there.
+var errLost = errors.New("the instance is not known to Redis any more")
+
+// isLost reports whether the answer of enter says so.
+func isLost(answer any) bool {
+	parts, _ := answer.([]any)
+	return len(parts) == 2 && parts[0] == int64(-1)
+}
+
 // Failed counts a refused credential of an address.
 func (f *Fleet) Failed(ctx context.Context, address netip.Prefix) {
 	every, burst := gcra(f.limits.AuthFailuresPerIP, f.limits.AuthFailuresPerIPBurst)
-	if every > 0 {
-		f.ask(ctx, charge, []string{f.key("fail", address.String())}, every, burst)
+	if every == 0 {
+		return
+	}
+	if _, err := f.ask(ctx, charge, []string{f.key("fail", address.String())}, every, burst); err != nil {
+		f.ownShare().charge(ctx, address)
 	}
 }
 
@@ -183,40 +225,48 @@ func (p *Place) change(keys []string, n int64) { p.fleet.counts.tell(keys, n) }
 
 // share is this instance's part of the limits while Redis is away.
 type share struct {
+	of                              int // instances
 	limits                          *ratelimit.Limits
 	perAddress, perSubject, inTotal int64
 }
 
 // newShare returns the limits of one of n instances. Nothing is rounded down to none.
 func newShare(c ratelimit.Config, n int) *share {
-	part := func(most int) int { return (most + n - 1) / n }
-	rate := func(r *ratelimit.Rate, burst *int) {
-		*burst = part(r.Burst(*burst))
-		r.Per *= time.Duration(n)
-	}
-	rate(&c.UpgradesPerIP, &c.UpgradesPerIPBurst)
-	rate(&c.UpgradesPerSubject, &c.UpgradesPerSubjectBurst)
-	rate(&c.Upgrades, &c.UpgradesBurst)
-	rate(&c.AuthFailuresPerIP, &c.AuthFailuresPerIPBurst)
-	limits, err := ratelimit.New(c)
-	if err != nil { // what was good for all is good for a part
-		limits, _ = ratelimit.New(ratelimit.Config{})
-	}
-	return &share{limits, int64(part(c.SessionsPerIP)), int64(part(c.SessionsPerSubject)), int64(part(c.Sessions))}
+	part := func(most int) int64 { return int64((most + n - 1) / n) }
+	return &share{n, ratelimit.Part(c, n), part(c.SessionsPerIP), part(c.SessionsPerSubject), part(c.Sessions)}
 }
 
-// ownShare is the present one. Where Redis is back at this very moment it is made anew.
+// ownShare is the present one, or for a single call that Redis did not answer one that is kept for such.
 func (f *Fleet) ownShare() *share {
 	if s := f.share.Load(); s != nil {
 		return s
 	}
-	return newShare(f.limits, int(f.members.size.Load()))
+	n := int(f.members.size.Load())
+	if s := f.spare.Load(); s != nil && s.of == n {
+		return s
+	}
+	s := newShare(f.limits, n)
+	f.spare.Store(s)
+	return s
+}
+
+// charge counts a refused credential of an address.
+func (s *share) charge(ctx context.Context, address netip.Prefix) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Millisecond) // nobody waits for the address's budget
+	defer cancel()
+	if attempt, err := s.limits.Attempt(ctx, address); err == nil {
+		attempt.Charge()
+		attempt.Release()
+	}
 }
 
 func (s *share) admit(address netip.Prefix, ofAddress, ofAll int64) Verdict {
 	now := time.Now()
 	if wait, ok := s.limits.UpgradeFromAddress(address, now); !ok {
 		return Verdict{RateAddress, wait}
+	}
+	if wait, ok := s.limits.FailuresLeft(address, now); !ok {
+		return Verdict{Failures, wait}
 	}
 	if wait, ok := s.limits.UpgradeGlobal(now); !ok {
 		return Verdict{RateGlobal, wait}
@@ -230,14 +280,17 @@ func (s *share) admit(address netip.Prefix, ofAddress, ofAll int64) Verdict {
 	return Verdict{}
 }
 
-func (s *share) enter(address netip.Prefix, subject string, admit bool, ofAddress, ofSubject, ofAll int64) Verdict {
-	if admit {
-		if v := s.admit(address, 0, 0); v.Scope != "" {
+func (s *share) enter(e Entry, ofAddress, ofSubject, ofAll int64) Verdict {
+	if e.Admit {
+		if v := s.admit(e.Address, 0, 0); v.Scope != "" {
 			return v
 		}
 	}
-	if wait, ok := s.limits.UpgradeOfSubject(subject, time.Now()); !ok {
-		return Verdict{RateSubject, wait}
+	subject := e.Subject
+	if !e.Again {
+		if wait, ok := s.limits.UpgradeOfSubject(subject, time.Now()); !ok {
+			return Verdict{RateSubject, wait}
+		}
 	}
 	switch {
 	case s.perAddress > 0 && ofAddress >= s.perAddress:

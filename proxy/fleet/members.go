@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -17,6 +18,11 @@ const (
 	// nameTime is how long a starting instance waits for another of its name to be found dead.
 	nameTime  = 15 * time.Second
 	nameEvery = 500 * time.Millisecond
+	// rewriteEvery is how often all counts are written, for what nobody has noticed: a Redis with older data, a call that came late.
+	rewriteEvery = time.Minute
+	settleTime   = 10 * time.Second
+	// lostTime is how long the others have to write their counts when Redis has lost them.
+	lostTime = 500 * time.Millisecond
 	// busTime is how long a starting instance is not ready because it is not on the bus.
 	busTime = 5 * time.Second
 )
@@ -28,21 +34,58 @@ type members struct {
 	token    string // tells this process from another of its name
 	secret   string // that all have
 	started  time.Time
-	joined   atomic.Bool              // it is one of them
-	first    atomic.Bool              // it has been one of them
-	taken    atomic.Bool              // another process has its name
-	draining atomic.Bool              // it is one of them no more, but still has sessions
-	size     atomic.Int64             // how many there were when that was last known; at least 1
-	names    atomic.Pointer[[]string] // of all that live, draining ones too
-	epoch    atomic.Int64             // of the counts in Redis: another one wants them written anew
-	clock    atomic.Int64             // of Redis, less the time since started; in ms; 0: not known
-	soon     chan struct{}            // a beat is wanted
+	joined   atomic.Bool   // it is one of them
+	first    atomic.Bool   // it has been one of them
+	taken    atomic.Bool   // another process has its name
+	draining atomic.Bool   // it is one of them no more, but still has sessions
+	size     atomic.Int64  // how many there were when that was last known; at least 1
+	seen     seen          // of all that live, draining ones too, and of those that lived lately
+	epoch    atomic.Int64  // of the counts in Redis: another one wants them written anew
+	clock    atomic.Int64  // of Redis, less the time since started; in ms; 0: not known
+	soon     chan struct{} // a beat is wanted
+	beating  sync.Mutex    // held for a beat
+	written  time.Time     // when all counts were written; guarded by beating
+	alone    time.Time     // until when it counts alone, for the others to write what Redis has lost; guarded by beating
+	unread   atomic.Bool   // who is kept out is to be read
+	lost     atomic.Bool   // and to be written before
 }
 
 func (m *members) init() {
 	m.token, m.secret, m.started, m.soon = rand.Text(), rand.Text(), time.Now(), make(chan struct{}, 1)
 	m.size.Store(1)
-	m.names.Store(new([]string))
+	m.seen.last = make(map[string]time.Time)
+}
+
+// seen are the names of instances, each with when it was known to live. Redis may have lost them.
+type seen struct {
+	mu   sync.Mutex
+	last map[string]time.Time // guarded by mu
+}
+
+// seenFor is how long an instance counts as one that may have sessions after it was last known to live, unless it has said that it
+// leaves.
+const seenFor = 30 * time.Second
+
+// note notes who lives, and who has left, and returns who may have sessions.
+func (s *seen) note(alive, left []string) (all []string) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range left {
+		delete(s.last, name)
+	}
+	for _, name := range alive {
+		s.last[name] = now
+	}
+	for name, at := range s.last {
+		if now.Sub(at) > seenFor {
+			delete(s.last, name)
+			continue
+		}
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return all
 }
 
 func (m *members) nudge() {
@@ -69,7 +112,7 @@ func (f *Fleet) Ready() error {
 	switch {
 	case f == nil:
 	case f.members.taken.Load() && !f.members.first.Load():
-		return f.nameError()
+		return fmt.Errorf("INSTANCE: %q: waits for another process of that name to be found dead", f.instance)
 	case f.members.joined.Load() && f.bus != nil && !f.bus.joined.Load() && time.Since(f.members.started) < busTime:
 		return errors.New("the bus of the fleet is being joined")
 	}
@@ -113,11 +156,13 @@ func (f *Fleet) live() {
 
 func (f *Fleet) beat(ctx context.Context) {
 	m := &f.members
+	m.beating.Lock()
+	defer m.beating.Unlock()
 	draining, asked := 0, m.elapsed()
 	if m.draining.Load() {
 		draining = 1
 	}
-	answer, err := f.tell(ctx, beat, []string{f.key("live"), f.key("owners"), f.key("draining"), f.key("epoch"), f.key("secret")},
+	answer, err := f.tell(ctx, beat, []string{f.key("live"), f.key("owners"), f.key("draining"), f.key("epoch"), f.key("secret"), f.key("left")},
 		stale, f.instance, m.token, draining, m.secret)
 	if err != nil {
 		return
@@ -127,7 +172,7 @@ func (f *Fleet) beat(ctx context.Context) {
 		return
 	}
 	m.clock.Store(b.now - (asked+m.elapsed())/2)
-	m.names.Store(&b.names)
+	m.seen.note(b.names, nil)
 	m.size.Store(max(b.size, 1))
 	f.metrics.FleetSize(int(b.size))
 	if !m.first.Load() {
@@ -138,19 +183,41 @@ func (f *Fleet) beat(ctx context.Context) {
 		return
 	}
 	m.taken.Store(false)
-	m.first.Store(true)
-	m.joined.Store(true)
+	first := !m.first.Swap(true)
+	if !m.joined.Swap(true) {
+		f.log.Info("this instance is one of the fleet", "fleet", f.name, "instance", f.instance, "instances", b.size, "again", !first)
+	}
+	if time.Since(m.written) > rewriteEvery {
+		f.counts.stale.Store(true)
+	}
 	if m.epoch.Swap(b.epoch) != b.epoch || b.standing == unknown || f.counts.stale.Load() {
+		m.written = time.Now()
 		f.writeAll(ctx)
 	}
+	if b.standing == unknown {
+		m.lost.Store(true)
+		m.unread.Store(true)
+		if !first {
+			f.countAlone()
+			m.alone = time.Now().Add(lostTime)
+			f.tellLost()
+		}
+	}
+	f.refresh(ctx)
 	if b.dead != "" {
+		f.log.Info("an instance of the fleet is dead", "instance", b.dead)
 		f.bury(ctx, b.dead)
 	}
 	if f.share.Load() == nil {
 		return
 	}
+	if left := time.Until(m.alone); left > 0 {
+		time.AfterFunc(left, m.nudge)
+		return
+	}
 	if _, err := f.ask(ctx, nothing, nil); err == nil && !f.counts.stale.Load() {
 		f.share.Store(nil)
+		m.written = time.Now().Add(settleTime - rewriteEvery) // a call that was given up may still reach Redis
 		f.metrics.FleetAlone(false)
 	}
 }
@@ -222,7 +289,40 @@ func (f *Fleet) Secret() string {
 
 // Others names the other instances that lived when that was last known.
 func (f *Fleet) Others() []string {
-	return slices.DeleteFunc(slices.Clone(*f.members.names.Load()), func(name string) bool { return name == f.instance })
+	return slices.DeleteFunc(f.members.seen.note(nil, nil), func(name string) bool { return name == f.instance })
+}
+
+// refreshSoon has what is known of subjects that are kept out read anew. lost: Redis may have lost what this instance knows of them.
+func (f *Fleet) refreshSoon(lost bool) {
+	if lost {
+		f.members.lost.Store(true)
+	}
+	f.members.unread.Store(true)
+	f.members.nudge()
+}
+
+// refresh does so.
+func (f *Fleet) refresh(ctx context.Context) {
+	m := &f.members
+	if f.bus == nil {
+		return
+	}
+	if m.lost.Swap(false) {
+		for subject, d := range f.bus.handler.KeptOut() {
+			if !f.KeepOut(subject, d) {
+				m.lost.Store(true)
+				return
+			}
+		}
+	}
+	if m.unread.Swap(false) {
+		all, err := f.keptOut(ctx)
+		if err != nil {
+			m.unread.Store(true)
+			return
+		}
+		f.bus.handler.KeepOut(all)
+	}
 }
 
 // bury forgets what a dead instance held.
@@ -237,7 +337,7 @@ func (f *Fleet) bury(ctx context.Context, instance string) {
 
 // leave has this instance forgotten, unless another has its name.
 func (f *Fleet) leave(ctx context.Context) {
-	answer, err := f.tell(ctx, leave, []string{f.key("live"), f.key("owners"), f.key("draining")}, f.instance, f.members.token)
+	answer, err := f.tell(ctx, leave, []string{f.key("live"), f.key("owners"), f.key("draining"), f.key("left")}, f.instance, f.members.token)
 	if ours, _ := answer.(int64); err == nil && ours == 1 {
 		f.bury(ctx, f.instance)
 	}

@@ -60,9 +60,18 @@ return {0, 0}
 	// KEYS: live, rate of the subject, sessions of the address, of the subject, of all, what this instance holds, and as admit the rate of
 	// the address, its failures, the rate of all.
 	// ARGV: stale, instance, every and burst of the rate, most sessions of the address, of the subject and of all, where 0 is not counted,
-	// and every and burst of the other rates, where 0 is not asked about.
+	// every and burst of the other rates, where 0 is not asked about, and what has changed by what this instance has of the three keys
+	// of sessions. Its answer is that of admit, or -1: the instance is not known any more.
 	enter = redis.NewScript(scriptHead + `
 local stale = tonumber(ARGV[1])
+if not redis.call('ZSCORE', KEYS[1], ARGV[2]) then return {-1, 0} end
+for i = 3, 5 do
+	local n = tonumber(ARGV[11 + i])
+	if n ~= 0 and redis.call('HINCRBY', KEYS[i], ARGV[2], n) <= 0 then
+		redis.call('HDEL', KEYS[i], ARGV[2])
+		redis.call('SREM', KEYS[6], KEYS[i])
+	end
+end
 for i, scope in ipairs({1, 2, 3}) do
 	local wait = due(KEYS[6 + i], ARGV[6 + 2 * i], ARGV[7 + 2 * i], scope ~= 2)
 	if wait > 0 then return {scope, wait} end
@@ -83,9 +92,6 @@ return {0, 0}
 
 	// charge takes one from a rate. KEYS: the rate. ARGV: every, burst.
 	charge = redis.NewScript(scriptHead + `return due(KEYS[1], ARGV[1], ARGV[2], true)`)
-
-	// heldKeys are the keys of which an instance has a part. KEYS: what it holds.
-	heldKeys = redis.NewScript(`return redis.call('SMEMBERS', KEYS[1])`)
 
 	// set writes what an instance holds. KEYS: what it holds, then each key. ARGV: instance, then the number of each; 0: none.
 	set = redis.NewScript(`
@@ -114,7 +120,7 @@ end
 return 0
 `)
 
-	// beat tells that an instance lives. KEYS: live, owners, draining, epoch, secret. ARGV: stale, instance, the token of its process,
+	// beat tells that an instance lives. KEYS: live, owners, draining, epoch, secret, left. ARGV: stale, instance, the token of its process,
 	// whether it is draining, its secret. It returns how it stands (standing), how many live that do not drain, the epoch, the time, one
 	// that does not live any more, the secret that all have, and the names of those that live.
 	beat = redis.NewScript(scriptHead + `
@@ -128,6 +134,7 @@ if last > now - stale then
 end
 if standing > 0 then
 	redis.call('ZADD', KEYS[1], now, ARGV[2])
+	redis.call('ZREM', KEYS[6], ARGV[2])
 	redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 	redis.call(ARGV[4] == '1' and 'SADD' or 'SREM', KEYS[3], ARGV[2])
 end
@@ -145,18 +152,22 @@ return {standing, size, tonumber(redis.call('GET', KEYS[4])) or 0, now, dead[1] 
 	// nothing asks whether Redis answers in time.
 	nothing = redis.NewScript(`return 0`)
 
-	// alive names the instances that live. KEYS: live. ARGV: stale.
-	alive = redis.NewScript(scriptHead + `return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - tonumber(ARGV[1])), '+inf')`)
+	// alive names the instances that live, and those that have left. KEYS: live, left. ARGV: stale.
+	alive = redis.NewScript(scriptHead + `
+return {redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - tonumber(ARGV[1])), '+inf'), redis.call('ZRANGE', KEYS[2], 0, -1)}`)
 
-	// record keeps a message of the bus in the history, once, and forgets the oldest. KEYS: history, its bytes, the number that its
-	// publisher has come to. ARGV: the message, its number, until when it counts (0: ever), most messages, their age in ms, most bytes.
-	// It returns the message's id in the history, or where it is not kept: 'repeated' or 'late'.
+	// record keeps a message of the bus in the history, once, and forgets the oldest. KEYS: history, its bytes, how many there ever were, the
+	// last numbers of its publisher. ARGV: the message, its number, until when it counts (0: ever), most messages, their age in ms, most
+	// bytes. It returns the message's id in the history, or where it is not kept: 'repeated' or 'late'.
 	record = redis.NewScript(scriptHead + `
 local number, until_ = tonumber(ARGV[2]), tonumber(ARGV[3])
 if until_ > 0 and now > until_ then return 'late' end
-if number <= (tonumber(redis.call('GET', KEYS[3])) or 0) then return 'repeated' end
-redis.call('SET', KEYS[3], ARGV[2], 'EX', 86400)
-local id = redis.call('XADD', KEYS[1], '*', 'm', ARGV[1])
+local last = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
+if redis.call('ZSCORE', KEYS[4], ARGV[2]) or last and number < tonumber(last) and redis.call('ZCARD', KEYS[4]) >= 64 then return 'repeated' end
+local id = redis.call('XADD', KEYS[1], '*', 's', redis.call('INCR', KEYS[3]), 'm', ARGV[1])
+redis.call('ZADD', KEYS[4], number, ARGV[2])
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -65)
+redis.call('EXPIRE', KEYS[4], 86400)
 local count = redis.call('XLEN', KEYS[1])
 local bytes = #ARGV[1]
 if count > 1 then bytes = bytes + (tonumber(redis.call('GET', KEYS[2])) or 0) end
@@ -166,10 +177,16 @@ for _ = 1, 1000 do
 	local at = tonumber(string.match(oldest[1], '^%d+'))
 	if count <= tonumber(ARGV[4]) and at > now - tonumber(ARGV[5]) and bytes <= tonumber(ARGV[6]) then break end
 	redis.call('XDEL', KEYS[1], oldest[1])
-	count, bytes = count - 1, bytes - #(oldest[2][2] or '')
+	count, bytes = count - 1, bytes - #(oldest[2][4] or '')
 end
 redis.call('SET', KEYS[2], math.max(bytes, 0))
 return id
+`)
+
+	// since is the id before which nothing is known of the history. KEYS: since, how many there ever were. It returns that number, too.
+	since = redis.NewScript(scriptHead + `
+redis.call('SET', KEYS[1], now .. '-0', 'NX')
+return {redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2])) or 0}
 `)
 
 	// bury forgets a dead instance, some of what it held at a time. KEYS: live, what it held, owners, draining. ARGV: instance, stale.
@@ -185,12 +202,15 @@ redis.call('SREM', KEYS[4], ARGV[1])
 return 0
 `)
 
-	// leave takes an instance out. KEYS: live, owners, draining. ARGV: instance, the token of its process. It returns 1 where it was it.
-	leave = redis.NewScript(`
+	// leave takes an instance out. KEYS: live, owners, draining, left. ARGV: instance, the token of its process. It returns 1 where it was it.
+	leave = redis.NewScript(scriptHead + `
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('SREM', KEYS[3], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - 60000)
+redis.call('ZADD', KEYS[4], now, ARGV[1])
+redis.call('PEXPIRE', KEYS[4], 60000)
 return 1
 `)
 
@@ -218,5 +238,5 @@ return deleted
 var kindOf = map[string]string{
 	"live": "zset", "owners": "hash", "draining": "set", "epoch": "string", "rate": "string", "fail": "string", "cap": "counts",
 	"held": "set", "kept_out": "zset", "ticket": "hash", "tickets": "zset", "reply": "hash", "history": "stream", "history_bytes": "string",
-	"published": "string", "secret": "string",
+	"published": "zset", "left": "zset", "history_since": "string", "history_count": "string", "secret": "string",
 }

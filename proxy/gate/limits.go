@@ -24,6 +24,9 @@ func (g *Gate) CheckRates(r *Request) *refusal.Refusal {
 	if no := g.checkOwnRates(r); no != nil || g.Fleet == nil {
 		return no
 	}
+	if g.Fleet.Waiting() {
+		return &refusal.Refusal{Reason: refusal.FleetUnavailable}
+	}
 	switch v := g.Fleet.Admit(r.HTTP.Context(), r.Key); v.Scope {
 	case fleet.SessionsAddress, fleet.SessionsTotal:
 		return nil // the caps of sessions are none of its matters
@@ -105,18 +108,26 @@ func (g *Gate) takeSlot(u *upgrade) *refusal.Refusal {
 		return no
 	}
 	slot, scope := g.Limits.AcquireSlot(u.Key, u.grant.Subject)
+	evicted := false
 	for scope == ratelimit.CapAddress && g.Sessions.EvictDetachedOfAddress(u.Key) ||
 		scope == ratelimit.CapSubject && g.Sessions.EvictDetachedOfSubject(u.grant.Subject) {
+		evicted = true
 		slot, scope = g.Limits.AcquireSlot(u.Key, u.grant.Subject)
 	}
 	u.slot = slot
 	if scope != "" || g.Fleet == nil {
 		return capRefusal(scope)
 	}
-	place, v := g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject, u.unasked)
+	entry := fleet.Entry{Address: u.Key, Subject: u.grant.Subject, Admit: u.unasked}
+	if evicted {
+		g.Fleet.Settle()
+	}
+	place, v := g.Fleet.Enter(u.HTTP.Context(), entry)
 	for v.Scope == fleet.SessionsAddress && g.Sessions.EvictDetachedOfAddress(u.Key) ||
 		v.Scope == fleet.SessionsSubject && g.Sessions.EvictDetachedOfSubject(u.grant.Subject) {
-		place, v = g.Fleet.Enter(u.HTTP.Context(), u.Key, u.grant.Subject, false)
+		entry.Admit, entry.Again = false, true
+		g.Fleet.Settle()
+		place, v = g.Fleet.Enter(u.HTTP.Context(), entry)
 	}
 	if v.Scope != "" {
 		return g.fleetRefusal(v) // the slot is given back with what else the upgrade holds
@@ -143,6 +154,9 @@ func (g *Gate) checkOrigin(u *upgrade) *refusal.Refusal { return g.CheckOrigin(u
 func (g *Gate) checkRates(u *upgrade) *refusal.Refusal {
 	if no := g.checkOwnRates(u.Request); no != nil || g.Fleet == nil {
 		return no
+	}
+	if g.Fleet.Waiting() {
+		return &refusal.Refusal{Reason: refusal.FleetUnavailable}
 	}
 	if u.unasked = u.route.first == nil && (u.route.auth.Local() || g.hasTicket(u)); u.unasked {
 		return nil

@@ -1,11 +1,13 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -24,6 +26,7 @@ type status struct {
 	Instance     string     `json:"instance"`
 	Since        time.Time  `json:"since"`
 	Expires      *time.Time `json:"expires"`
+	Detached     *time.Time `json:"detached"`
 	FromClient   traffic    `json:"from_client"`
 	FromUpstream traffic    `json:"from_upstream"`
 }
@@ -47,6 +50,7 @@ func (c *Config) sessions(ctx context.Context, args []string) error {
 		return usageError("want one session's ID, or flags")
 	}
 	var all []status
+	var silent []string
 	if f.NArg() == 1 {
 		var one status
 		if err := c.call(ctx, http.MethodGet, "/api/sessions/"+f.Arg(0), nil, "", nil, &one); err != nil {
@@ -63,11 +67,14 @@ func (c *Config) sessions(ctx context.Context, args []string) error {
 		var list struct {
 			Sessions []status `json:"sessions"`
 			Next     string   `json:"next"`
+
+			Unanswered []string `json:"unanswered"`
 		}
 		if err := c.call(ctx, http.MethodGet, "/api/sessions", f.query, "", nil, &list); err != nil {
 			return err
 		}
 		all = append(all, list.Sessions...)
+		silent = append(silent, list.Unanswered...)
 		f.query.Set("cursor", list.Next)
 		more = list.Next != "" && (*most == 0 || len(all) < *most)
 	}
@@ -77,17 +84,29 @@ func (c *Config) sessions(ctx context.Context, args []string) error {
 				return err
 			}
 		}
+		return unanswered(silent)
+	}
+	if err := c.printTable(all); err != nil {
+		return err
+	}
+	return unanswered(silent)
+}
+
+// unanswered is the error where instances of a fleet did not say in time what they have, or did; nil: all have.
+func unanswered(instances []string) error {
+	if len(instances) == 0 {
 		return nil
 	}
-	return c.printTable(all)
+	slices.Sort(instances)
+	return fmt.Errorf("not answered in time have: %s", printable(strings.Join(slices.Compact(instances), ", ")))
 }
 
 func (c *Config) printTable(all []status) error {
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tSUBJECT\tADDRESS\tPATH\tOPEN FOR\tSENT\tGOT\tGROUPS")
+	fmt.Fprintln(w, "ID\tSUBJECT\tADDRESS\tPATH\tOPEN FOR\tSENT\tGOT\tINSTANCE\tGROUPS")
 	for _, s := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%d\t%d\t%s\n", printable(s.ID), printable(s.Subject), printable(s.Address), printable(s.Path),
-			time.Since(s.Since).Round(time.Second), s.FromClient.Messages, s.FromUpstream.Messages, printable(strings.Join(s.Groups, " ")))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%d\t%d\t%s\t%s\n", printable(s.ID), printable(s.Subject), printable(s.Address), printable(s.Path),
+			time.Since(s.Since).Round(time.Second), s.FromClient.Messages, s.FromUpstream.Messages, printable(s.Instance), printable(strings.Join(s.Groups, " ")))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -108,17 +127,19 @@ func (c *Config) kick(ctx context.Context, args []string) error {
 		return err
 	}
 	var done struct {
-		Reached int `json:"reached"`
-		Ending  int `json:"ending"`
+		Reached    int      `json:"reached"`
+		Ending     int      `json:"ending"`
+		Unanswered []string `json:"unanswered,omitempty"`
 	}
 	if err := c.call(ctx, http.MethodDelete, path, f.query, "", nil, &done); err != nil {
 		return err
 	}
 	if f.json {
-		return c.printJSON(done)
+		err = c.printJSON(done)
+	} else {
+		_, err = fmt.Fprintf(c.Out, "%s told to go, %d on their way out already\n", count(done.Reached, "session"), done.Ending)
 	}
-	_, err = fmt.Fprintf(c.Out, "%s told to go, %d on their way out already\n", count(done.Reached, "session"), done.Ending)
-	return err
+	return cmp.Or(err, unanswered(done.Unanswered))
 }
 
 // target is the path for one session, or for those that flags choose.
@@ -181,23 +202,25 @@ func (c *Config) send(ctx context.Context, args []string) error {
 		return usageError("the message is not UTF-8; want text, or -binary")
 	}
 	var done struct {
-		ID        string `json:"id,omitempty"`
-		Reached   int    `json:"reached"`
-		Ending    int    `json:"ending"`
-		TooSlow   int    `json:"too_slow"`
-		Extension int    `json:"extension"`
+		ID         string   `json:"id,omitempty"`
+		Reached    int      `json:"reached"`
+		Ending     int      `json:"ending"`
+		TooSlow    int      `json:"too_slow"`
+		Extension  int      `json:"extension"`
+		Full       int      `json:"full"`
+		Unanswered []string `json:"unanswered,omitempty"`
 	}
 	if err := c.call(ctx, http.MethodPost, "/api/messages", f.query, kind, strings.NewReader(message), &done); err != nil {
 		return err
 	}
 	if f.json {
-		return c.printJSON(done)
+		return cmp.Or(c.printJSON(done), unanswered(done.Unanswered))
 	}
 	_, err := fmt.Fprintf(c.Out, "sent to %s", count(done.Reached, "session"))
-	if missed := done.Ending + done.TooSlow + done.Extension; missed > 0 {
-		fmt.Fprintf(c.Out, ", not to %d: %d on their way out, %d too slow, %d with an extension that the gate does not know",
-			missed, done.Ending, done.TooSlow, done.Extension)
+	if missed := done.Ending + done.TooSlow + done.Extension + done.Full; missed > 0 {
+		fmt.Fprintf(c.Out, ", not to %d: %d on their way out, %d too slow, %d with an extension that the gate does not know, %d with a full buffer",
+			missed, done.Ending, done.TooSlow, done.Extension, done.Full)
 	}
 	fmt.Fprintln(c.Out)
-	return err
+	return cmp.Or(err, unanswered(done.Unanswered))
 }

@@ -107,7 +107,7 @@ func TestSendReadsMessage(t *testing.T) {
 			if want := []string{"POST /api/messages?group=query%3Aroom%3Aa+b " + tt.kind}; !slices.Equal(*asked, want) {
 				t.Errorf("asked %q, want %q", *asked, want)
 			}
-			if want := "sent to 2 sessions, not to 1: 1 on their way out, 0 too slow, 0 with an extension that the gate does not know\n"; out.String() != want {
+			if want := "sent to 2 sessions, not to 1: 1 on their way out, 0 too slow, 0 with an extension that the gate does not know, 0 with a full buffer\n"; out.String() != want {
 				t.Errorf("printed %q, want %q", out, want)
 			}
 		})

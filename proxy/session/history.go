@@ -261,17 +261,40 @@ func (m *Manager) Restore(f Filter, msg Message, id string, age time.Duration) {
 	m.history.add(f, msg.opcode(), msg.Body, parsed, age)
 }
 
-// ForgetPushes says that pushes before that one are not known.
+// ForgetPushes says that pushes before that one are not known, and tells so the clients that want them.
 func (m *Manager) ForgetPushes(id string) {
 	parsed, ok := parsePushID(id)
 	if m.history == nil || !ok {
 		return
 	}
-	m.history.mu.Lock()
-	defer m.history.mu.Unlock()
+	m.publisher.Lock()
+	defer m.publisher.Unlock()
+	live, to := m.forgetPushes(parsed)
+	m.relay.Push(nil, live, to)
+}
+
+// forgetPushes returns whom to tell.
+func (m *Manager) forgetPushes(id pushID) (live []relay.Session, to []relay.Recipient) {
 	h := m.history
-	h.kept, h.bytes, h.gone = nil, 0, parsed
-	if h.lastID.compare(parsed) < 0 {
-		h.lastID = parsed
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kept, h.bytes, h.gone = nil, 0, id
+	if h.lastID.compare(id) < 0 {
+		h.lastID = id
 	}
+	m.registry.mu.Lock()
+	defer m.registry.mu.Unlock()
+	for s := range m.registry.find(&Filter{}, 0) {
+		c := s.control
+		if c.history == nil {
+			continue
+		}
+		c.history.seen, c.history.gap, c.history.behind = h.last, true, true
+		c.mu.Lock()
+		if c.live != nil {
+			live, to = append(live, c.live), append(to, (*recipient)(s))
+		}
+		c.mu.Unlock()
+	}
+	return live, to
 }

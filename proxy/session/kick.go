@@ -44,8 +44,19 @@ func (m *Manager) Kick(f Filter, k Kick) (relay.Reach, error) {
 	return reach, nil
 }
 
-// KeepOut keeps a subject out for that long, as another instance has been told to.
-func (m *Manager) KeepOut(subject string, d time.Duration) { m.keptOut.add(subject, time.Now().Add(d)) }
+// AllKeptOut are the subjects that are kept out, each with how long.
+func (m *Manager) AllKeptOut() map[string]time.Duration {
+	k := &m.keptOut
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := make(map[string]time.Duration, len(k.until))
+	for subject, until := range k.until {
+		if d := time.Until(until); d > 0 {
+			all[subject] = d
+		}
+	}
+	return all
+}
 
 // KeptOut reports whether a subject was kicked and is kept out for now.
 func (m *Manager) KeptOut(subject string) bool { return m.keptOut.has(subject, time.Now()) }
