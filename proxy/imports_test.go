@@ -45,7 +45,7 @@ var beyond = map[string][]string{
 	"portcullis/proxy/rabbittest": {"github.com/rabbitmq/amqp091-go"},
 	"portcullis/proxy/settings":   {"github.com/caarlos0/env/v11"},
 	"portcullis/ratelimit":        {"golang.org/x/time/rate"},
-	"portcullis/upstream":         {"portcullis/proxy/header"},
+	"portcullis/upstream":         {"portcullis/proxy/header", "github.com/cespare/xxhash/v2", "golang.org/x/sys/unix"},
 	"portcullis/upstream/echo":    {"github.com/gorilla/websocket"},
 }
 

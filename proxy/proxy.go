@@ -9,7 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,6 +72,7 @@ type Proxy struct {
 	operator *api.Operator // nil: there is no /api
 	sessions *session.Manager
 	auth     *auth.Auth
+	upstream *upstream.Upstream
 	report   *refusal.Reporter
 	fleet    *fleet.Fleet // nil: this instance is alone
 
@@ -116,9 +117,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
 	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
-	if target, err := url.Parse(c.Upstream.URL); err == nil {
-		c.Gate.UpstreamHost = target.Host
-	}
+	c.Upstream.Exhausted, c.Upstream.Logger = gate.Exhausted, log
 	c.API.Renewal, c.API.Logger = c.Session.Renewal, log
 
 	parts := gate.Parts{Report: p.report, Metrics: metrics, Log: log, Base: p.base, Accepting: accepting}
@@ -143,7 +142,8 @@ func New(c Config) (*Proxy, error) {
 	c.Auth.Secret = p.fleet.Secret()
 	p.auth, err = auth.New(c.Auth)
 	note()
-	parts.Upstream, err = upstream.New(c.Upstream)
+	p.upstream, err = upstream.New(c.Upstream)
+	parts.Upstream = p.upstream
 	note()
 	c.Session.Relay, err = relay.New(c.Relay)
 	note()
@@ -166,6 +166,9 @@ func New(c Config) (*Proxy, error) {
 			p.auth.Close() // it may be fetching keys
 		}
 		p.fleet.Close()
+		if p.upstream != nil {
+			p.upstream.Close()
+		}
 		return nil, err
 	}
 	metrics.WatchKept(func() float64 {
@@ -210,8 +213,10 @@ func (c *Config) check() error {
 	if c.Relay.Resume > 0 && c.API.PushMaxBytes > c.Relay.ResumeBuffer {
 		note("PUSH_MAX_BYTES: \"%d\" does not fit RESUME_BUFFER, %d; want no more, or RESUME=0s", c.API.PushMaxBytes, c.Relay.ResumeBuffer)
 	}
-	scheme, _, _ := strings.Cut(strings.ToLower(c.Upstream.URL), ":")
-	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || scheme == "wss" || scheme == "https") {
+	secure := slices.ContainsFunc(strings.Fields(strings.ToLower(c.Upstream.URL)), func(target string) bool {
+		return strings.HasPrefix(target, "wss:") || strings.HasPrefix(target, "https:")
+	})
+	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || secure) {
 		note("RELAY_ENGINE: %q is not for connections with TLS, here to the clients or to UPSTREAM_URL; want auto or stream", c.Relay.Engine)
 	}
 	if c.DrainDelay < 0 {
@@ -327,6 +332,7 @@ func (p *Proxy) Cut() {
 	p.gate.Close()
 	p.report.Flush()
 	p.auth.Close()
+	p.upstream.Close()
 	p.fleet.Close()
 }
 

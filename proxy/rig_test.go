@@ -424,11 +424,17 @@ func accepted(r *http.Request) string {
 // newEcho starts a WebSocket server that echoes messages, and chooses the subprotocol chat where it is offered.
 func newEcho(t testing.TB) string {
 	t.Helper()
+	s := httptest.NewServer(echoHandler())
+	t.Cleanup(s.Close)
+	return "ws" + strings.TrimPrefix(s.URL, "http")
+}
+
+func echoHandler() http.Handler {
 	upgrader := websocket.Upgrader{
 		Subprotocols: []string{"chat"},
 		CheckOrigin:  func(*http.Request) bool { return true },
 	}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := upgrader.Upgrade(w, r, http.Header{"Set-Cookie": {"a=1", "b=2"}, "X-Backend": {"yes"}})
 		if err != nil {
 			return
@@ -440,9 +446,7 @@ func newEcho(t testing.TB) string {
 				return
 			}
 		}
-	}))
-	t.Cleanup(s.Close)
-	return "ws" + strings.TrimPrefix(s.URL, "http")
+	})
 }
 
 func (g *testGate) connect(t testing.TB, target string, header http.Header, protocols ...string) *websocket.Conn {

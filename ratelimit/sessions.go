@@ -30,9 +30,9 @@ type Slot struct {
 	sessions   *sessions
 	address    netip.Prefix // guarded by sessions.mu
 	subject    subjectKey
-	hasSubject bool     // counted by subject too
-	released   bool     // guarded by sessions.mu
-	follower   Follower // nil: nobody
+	hasSubject bool // counted by subject too
+	released   bool // guarded by sessions.mu
+	followers  []Follower
 }
 
 // Follower is told what becomes of a slot.
@@ -42,7 +42,7 @@ type Follower interface {
 }
 
 // Follow has a follower told. It is called before the slot is used by anybody else.
-func (slot *Slot) Follow(f Follower) { slot.follower = f }
+func (slot *Slot) Follow(f Follower) { slot.followers = append(slot.followers, f) }
 
 func newSessions(c Config) *sessions {
 	return &sessions{
@@ -100,8 +100,8 @@ func (slot *Slot) Release() {
 	if slot.released {
 		return
 	}
-	if slot.follower != nil {
-		defer slot.follower.Release()
+	for _, f := range slot.followers {
+		defer f.Release()
 	}
 	slot.released = true
 	s.total--
@@ -146,8 +146,8 @@ func (slot *Slot) move(to netip.Prefix) {
 	slot.sessions.byAddress.add(to)
 	slot.sessions.byAddress.remove(slot.address)
 	slot.address = to
-	if slot.follower != nil {
-		slot.follower.Move(to)
+	for _, f := range slot.followers {
+		f.Move(to)
 	}
 }
 

@@ -102,6 +102,7 @@ func newUpstream(t testing.TB, c Config) *Upstream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(u.Close)
 	return u
 }
 

@@ -51,7 +51,7 @@ func (x *handshake) release() {
 
 // compose writes the whole request into x.request, so that it can be sent with one write. It checks all that came from
 // the client, although net/http and the gate have checked it before: a line break that got this far would begin a second request.
-func (x *handshake) compose(u *Upstream, req *Request) error {
+func (x *handshake) compose(u *Upstream, t *target, req *Request) error {
 	if req.Path != "" && req.Path[0] != '/' || strings.Contains(req.Path, "?") || !sendable(req.Path) {
 		return errors.New("malformed path")
 	}
@@ -63,7 +63,7 @@ func (x *handshake) compose(u *Upstream, req *Request) error {
 		host = req.Host
 	}
 	if host == "" {
-		host = u.target.authority
+		host = t.authority
 	}
 	if !header.IsHost(host) {
 		return errors.New("malformed Host")
@@ -77,7 +77,7 @@ func (x *handshake) compose(u *Upstream, req *Request) error {
 	x.offered = req.Header
 
 	b := append(x.request[:0], "GET "...)
-	b = u.target.appendURI(b, req.Path, req.Query)
+	b = t.appendURI(b, req.Path, req.Query)
 	b = append(b, " HTTP/1.1\r\nHost: "...)
 	b = append(b, host...)
 	b = append(b, "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "...)

@@ -1,19 +1,31 @@
 package upstream
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"portcullis/proxy/header"
 )
 
-// target is UPSTREAM_URL, compiled.
+// target is one of UPSTREAM_URL, compiled.
 type target struct {
-	address         string // to dial: host:port, IPv6 in brackets, its zone kept
+	location
+	raw     string      // as it was written
+	network string      // tcp or unix
+	isName  bool        // its host may have several addresses
+	tls     *tls.Config // nil: without TLS
+}
+
+// location is what a URL says.
+type location struct {
+	address         string // to dial: host:port, IPv6 in brackets, its zone kept; or the path of a socket
 	serverName      string // to verify a certificate for
 	authority       string // for the Host header field, unless the request names another
 	secure          bool
@@ -22,7 +34,38 @@ type target struct {
 	query           string
 }
 
-const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query]"
+const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query], or unix:/path"
+
+// parseTargets compiles UPSTREAM_URL: one or more, with blanks between them.
+func parseTargets(raw string) (all []*target, mistakes []error) {
+	fields := strings.Fields(raw)
+	if len(fields) == 0 {
+		fields = []string{""}
+	}
+	for i, field := range fields {
+		t, err := parseTarget(field)
+		switch {
+		case err != nil:
+			mistakes = append(mistakes, err)
+		case slices.Contains(fields[:i], field):
+			mistakes = append(mistakes, fmt.Errorf("UPSTREAM_URL: %q is there twice; want each target once", redact(field)))
+		default:
+			all = append(all, t)
+		}
+	}
+	return all, mistakes
+}
+
+// parseSocket compiles unix:/path.
+func parseSocket(raw, path string) (*target, error) {
+	if !strings.HasPrefix(path, "/") || len(path) > maxSocketPath || strings.ContainsAny(path, "?#\x00") {
+		return nil, fmt.Errorf("UPSTREAM_URL: %q is no socket; want unix: and an absolute path of up to %d bytes", redact(raw), maxSocketPath)
+	}
+	return &target{location: location{address: path, authority: "localhost", basePath: "/"}, raw: raw, network: "unix"}, nil
+}
+
+// maxSocketPath is what an address of a unix socket takes on every system.
+const maxSocketPath = 103
 
 // parseTarget compiles UPSTREAM_URL. Its error lists everything that is wrong with it.
 func parseTarget(raw string) (*target, error) {
@@ -32,12 +75,15 @@ func parseTarget(raw string) (*target, error) {
 	if raw == "" {
 		return nil, mistake("is empty")
 	}
+	if path, isSocket := strings.CutPrefix(raw, "unix:"); isSocket {
+		return parseSocket(raw, path)
+	}
 	u, err := url.Parse(raw)
 	if err != nil { // its text quotes raw, with its password and its query
 		return nil, mistake("is not a URL")
 	}
 
-	t := &target{}
+	t := &target{raw: raw, network: "tcp"}
 	var port string
 	switch u.Scheme {
 	case "ws", "http":
@@ -78,6 +124,8 @@ func parseTarget(raw string) (*target, error) {
 	// A zone has a meaning on this machine only (RFC 6874 section 4).
 	host, zone, _ := strings.Cut(u.Hostname(), "%")
 	t.serverName = host
+	_, err = netip.ParseAddr(host)
+	t.isName = err != nil
 	t.authority = u.Host
 	if zone != "" {
 		t.authority = strings.Replace(u.Host, "%"+zone, "", 1)
@@ -100,7 +148,7 @@ func parseTarget(raw string) (*target, error) {
 //	/app     /         /app      the base path as it was written, so that UPSTREAM_URL can name one endpoint,
 //	/app/    /         /app/     with or without its slash
 //	?x=1     ?y=2      ?x=1&y=2
-func (t *target) appendURI(b []byte, path, query string) []byte {
+func (t *location) appendURI(b []byte, path, query string) []byte {
 	if path == "" || path == "/" {
 		b = append(b, t.basePath...)
 	} else {

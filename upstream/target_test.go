@@ -9,23 +9,23 @@ import (
 func TestParseTarget(t *testing.T) {
 	tests := []struct {
 		name, url string
-		want      target
+		want      location
 	}{
-		{"ws", "ws://h", target{"h:80", "h", "h", false, "/", "", ""}},
-		{"http", "http://h/", target{"h:80", "h", "h", false, "/", "", ""}},
-		{"wss", "wss://h", target{"h:443", "h", "h", true, "/", "", ""}},
-		{"https", "https://h", target{"h:443", "h", "h", true, "/", "", ""}},
-		{"scheme in capitals", "WSS://h", target{"h:443", "h", "h", true, "/", "", ""}},
-		{"port", "wss://h:8443", target{"h:8443", "h", "h:8443", true, "/", "", ""}},
-		{"IPv4", "ws://127.0.0.1:81", target{"127.0.0.1:81", "127.0.0.1", "127.0.0.1:81", false, "/", "", ""}},
-		{"IPv6", "ws://[::1]", target{"[::1]:80", "::1", "[::1]", false, "/", "", ""}},
-		{"IPv6 with port", "wss://[::1]:81", target{"[::1]:81", "::1", "[::1]:81", true, "/", "", ""}},
-		{"IPv6 with zone", "wss://[fe80::1%25eth0]:81", target{"[fe80::1%eth0]:81", "fe80::1", "[fe80::1]:81", true, "/", "", ""}},
-		{"base path", "ws://h/app", target{"h:80", "h", "h", false, "/app", "/app", ""}},
-		{"base path with a slash", "ws://h/app/", target{"h:80", "h", "h", false, "/app/", "/app", ""}},
-		{"escaped base path", "ws://h/a%2Fb%20c", target{"h:80", "h", "h", false, "/a%2Fb%20c", "/a%2Fb%20c", ""}},
-		{"query", "ws://h/?x=1&y=%20", target{"h:80", "h", "h", false, "/", "", "x=1&y=%20"}},
-		{"query without path", "ws://h?x", target{"h:80", "h", "h", false, "/", "", "x"}},
+		{"ws", "ws://h", location{"h:80", "h", "h", false, "/", "", ""}},
+		{"http", "http://h/", location{"h:80", "h", "h", false, "/", "", ""}},
+		{"wss", "wss://h", location{"h:443", "h", "h", true, "/", "", ""}},
+		{"https", "https://h", location{"h:443", "h", "h", true, "/", "", ""}},
+		{"scheme in capitals", "WSS://h", location{"h:443", "h", "h", true, "/", "", ""}},
+		{"port", "wss://h:8443", location{"h:8443", "h", "h:8443", true, "/", "", ""}},
+		{"IPv4", "ws://127.0.0.1:81", location{"127.0.0.1:81", "127.0.0.1", "127.0.0.1:81", false, "/", "", ""}},
+		{"IPv6", "ws://[::1]", location{"[::1]:80", "::1", "[::1]", false, "/", "", ""}},
+		{"IPv6 with port", "wss://[::1]:81", location{"[::1]:81", "::1", "[::1]:81", true, "/", "", ""}},
+		{"IPv6 with zone", "wss://[fe80::1%25eth0]:81", location{"[fe80::1%eth0]:81", "fe80::1", "[fe80::1]:81", true, "/", "", ""}},
+		{"base path", "ws://h/app", location{"h:80", "h", "h", false, "/app", "/app", ""}},
+		{"base path with a slash", "ws://h/app/", location{"h:80", "h", "h", false, "/app/", "/app", ""}},
+		{"escaped base path", "ws://h/a%2Fb%20c", location{"h:80", "h", "h", false, "/a%2Fb%20c", "/a%2Fb%20c", ""}},
+		{"query", "ws://h/?x=1&y=%20", location{"h:80", "h", "h", false, "/", "", "x=1&y=%20"}},
+		{"query without path", "ws://h?x", location{"h:80", "h", "h", false, "/", "", "x"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestParseTarget(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if *got != tt.want {
+			if got.location != tt.want || got.network != "tcp" || got.isName != strings.Contains(tt.url, "//h") {
 				t.Errorf("got  %+v\nwant %+v", *got, tt.want)
 			}
 		})
@@ -138,7 +138,7 @@ func FuzzRequestLine(f *testing.F) {
 			return
 		}
 		x := &handshake{}
-		if err := x.compose(&Upstream{target: target}, &Request{Path: path, Query: query}); err != nil {
+		if err := x.compose(new(Upstream), target, &Request{Path: path, Query: query}); err != nil {
 			return
 		}
 		line, _, _ := strings.Cut(string(x.request), "\r\n")

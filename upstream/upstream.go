@@ -24,20 +24,33 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"portcullis/proxy/header"
 )
 
+const (
+	defaultMaxDials       = 64
+	defaultDNSRefresh     = 30 * time.Second
+	defaultHealthInterval = 10 * time.Second
+	defaultHealthTimeout  = 2 * time.Second
+)
+
 // Config is where the upstream is and how long it may take.
 type Config struct {
-	// URL is the target: ws, wss, http or https (ws and http mean the same, as do wss and https), a host, a port if not
+	// URL is the target, or several with blanks between them: unix:/path, or ws, wss, http or https (ws and http mean the same, as do wss and https), a host, a port if not
 	// 80 or 443, and a base path and query that every request's own are joined to. User information and a fragment are
 	// mistakes. Empty is a mistake too.
 	URL string `env:"UPSTREAM_URL"`
@@ -56,53 +69,157 @@ type Config struct {
 	// system's. It is read once, by New.
 	CAFile string `env:"UPSTREAM_CA_FILE"`
 
+	// CertFile and KeyFile are PEM files of the certificate that wss and https targets are shown. Empty: none.
+	CertFile string `env:"UPSTREAM_CERT_FILE" needs:"UPSTREAM_KEY_FILE"`
+	KeyFile  string `env:"UPSTREAM_KEY_FILE" needs:"UPSTREAM_CERT_FILE"`
+	// ServerName is what their certificates are to name, and are asked for. Empty: the host of the URL.
+	ServerName string `env:"UPSTREAM_SERVER_NAME"`
+
+	// Balance is how a target is chosen for a session.
+	Balance Balance `env:"UPSTREAM_BALANCE" envDefault:"least"`
+	// SlowStart is how long a target that has come up has less than its share. Zero: it has all of it at once.
+	SlowStart time.Duration `env:"UPSTREAM_SLOW_START" envDefault:"10s"`
+	// DNSRefresh is how often names are looked up. Zero: 30 s.
+	DNSRefresh time.Duration `env:"UPSTREAM_DNS_REFRESH" envDefault:"30s"`
+	// MaxDials is how many handshakes a target gets at once. Further clients wait, up to twenty for each and for a second. Zero: 64.
+	MaxDials int `env:"UPSTREAM_MAX_DIALS" envDefault:"64"`
+	// HealthPath is asked for in health checks: a target that does not answer with 200 to 399 gets no new sessions. Empty: there are
+	// none.
+	HealthPath string `env:"UPSTREAM_HEALTH_PATH"`
+	// HealthInterval is the time between two checks, HealthTimeout that for one. Zero: 10 s and 2 s.
+	HealthInterval time.Duration `env:"UPSTREAM_HEALTH_INTERVAL" envDefault:"10s" needs:"UPSTREAM_HEALTH_PATH"`
+	HealthTimeout  time.Duration `env:"UPSTREAM_HEALTH_TIMEOUT" envDefault:"2s" needs:"UPSTREAM_HEALTH_PATH"`
+	// HealthFailures and HealthPasses are how many checks in a row have a target go down and come up. Zero: 1.
+	HealthFailures int `env:"UPSTREAM_HEALTH_FAILURES" envDefault:"3" needs:"UPSTREAM_HEALTH_PATH"`
+	HealthPasses   int `env:"UPSTREAM_HEALTH_PASSES" envDefault:"2" needs:"UPSTREAM_HEALTH_PATH"`
+	// Source are the addresses of this machine to dial from, in turn. Empty: as the system chooses.
+	Source []string `env:"UPSTREAM_SOURCE"`
+
+	// Resolver looks names up. Nil: the system's.
+	Resolver *net.Resolver `env:"-"`
+	// Exhausted reports whether an error is for want of something of this machine's, for which no target is to blame. Nil: none is.
+	Exhausted func(error) bool `env:"-"`
+	// Logger is told which targets are left alone. Nil: nobody is.
+	Logger *slog.Logger `env:"-"`
 	// KeepAlive has TCP ask a silent upstream whether it is still there, with Go's intervals. It is for connections that
 	// nothing else watches.
 	KeepAlive bool `env:"-"`
 }
 
-// Upstream connects to one target. It is immutable and safe for concurrent use.
+// Upstream connects to the targets of a route. It is safe for concurrent use.
 type Upstream struct {
-	target           *target
+	targets          []*target
 	host             string // UPSTREAM_HOST; empty: the client's
-	tls              *tls.Config
+	balance          Balance
+	slowStart        time.Duration
+	maxDials         int
+	checks           checks
+	dnsRefresh       time.Duration
+	resolver         *net.Resolver
+	exhausted        func(error) bool
+	log              *slog.Logger
 	dialTimeout      time.Duration
 	handshakeTimeout time.Duration
 	bodyTimeout      time.Duration // refusalBodyTimeout, except in tests
 
 	// dialTCP is net.Dialer.DialContext, except in tests that need a dial to fail in a certain way.
 	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu        sync.Mutex  // guards what follows
+	endpoints []*endpoint // of the targets, as they are known now
+	resolved  bool        // the names have been looked up
+
+	stop    context.CancelFunc
+	running sync.WaitGroup
 }
 
-// New checks the whole configuration and reports all of its mistakes together, a line for each.
+// New checks the whole configuration and reports all of its mistakes together, a line for each. An Upstream is to be closed.
 func New(c Config) (*Upstream, error) {
-	var errs []error
-	target, err := parseTarget(c.URL)
-	errs = append(errs, err)
+	targets, errs := parseTargets(c.URL)
+	note := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	if c.Host != "" && !header.IsHost(c.Host) {
-		errs = append(errs, fmt.Errorf("UPSTREAM_HOST: %q is no host name; want host or host:port, an international name in its xn-- form", c.Host))
+		note("UPSTREAM_HOST: %q is no host name; want host or host:port, an international name in its xn-- form", c.Host)
+	}
+	if c.ServerName != "" && !header.IsHost(c.ServerName) {
+		note("UPSTREAM_SERVER_NAME: %q is no host name; want one, without a port", c.ServerName)
 	}
 	if c.DialTimeout <= 0 {
-		errs = append(errs, fmt.Errorf("UPSTREAM_DIAL_TIMEOUT: %q would never connect; want a duration above 0s", c.DialTimeout))
+		note("UPSTREAM_DIAL_TIMEOUT: %q would never connect; want a duration above 0s", c.DialTimeout)
 	}
 	if c.HandshakeTimeout <= 0 {
-		errs = append(errs, fmt.Errorf("UPSTREAM_HANDSHAKE_TIMEOUT: %q would never wait for an answer; want a duration above 0s", c.HandshakeTimeout))
+		note("UPSTREAM_HANDSHAKE_TIMEOUT: %q would never wait for an answer; want a duration above 0s", c.HandshakeTimeout)
 	}
-	tlsConfig, err := clientTLS(target, c.CAFile)
-	errs = append(errs, err)
-	if err := errors.Join(errs...); err != nil {
+	c.MaxDials, c.DNSRefresh = cmp.Or(c.MaxDials, defaultMaxDials), cmp.Or(c.DNSRefresh, defaultDNSRefresh)
+	c.HealthInterval, c.HealthTimeout = cmp.Or(c.HealthInterval, defaultHealthInterval), cmp.Or(c.HealthTimeout, defaultHealthTimeout)
+	c.HealthFailures, c.HealthPasses = cmp.Or(c.HealthFailures, 1), cmp.Or(c.HealthPasses, 1)
+	for _, s := range []struct {
+		name  string
+		value int64
+		text  any
+	}{
+		{"UPSTREAM_MAX_DIALS", int64(c.MaxDials), c.MaxDials}, {"UPSTREAM_DNS_REFRESH", int64(c.DNSRefresh), c.DNSRefresh}, {"UPSTREAM_SLOW_START", int64(c.SlowStart), c.SlowStart},
+		{"UPSTREAM_HEALTH_INTERVAL", int64(c.HealthInterval), c.HealthInterval}, {"UPSTREAM_HEALTH_TIMEOUT", int64(c.HealthTimeout), c.HealthTimeout},
+		{"UPSTREAM_HEALTH_FAILURES", int64(c.HealthFailures), c.HealthFailures}, {"UPSTREAM_HEALTH_PASSES", int64(c.HealthPasses), c.HealthPasses},
+	} {
+		if s.value < 0 {
+			note("%s: \"%v\" is negative; want more", s.name, s.text)
+		}
+	}
+	if c.HealthPath != "" && (c.HealthPath[0] != '/' || !sendable(c.HealthPath)) {
+		note("UPSTREAM_HEALTH_PATH: %q is no path; want one that begins with / and is percent-encoded", c.HealthPath)
+	}
+	sources, err := parseSources(c.Source)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	shared, mistakes := clientTLS(&c, slices.ContainsFunc(targets, func(t *target) bool { return t.secure }), len(targets) > 0)
+	if err := errors.Join(append(errs, mistakes...)...); err != nil {
 		return nil, err
 	}
-	return &Upstream{
-		target:           target,
-		host:             c.Host,
-		tls:              tlsConfig,
-		dialTimeout:      c.DialTimeout,
-		handshakeTimeout: c.HandshakeTimeout,
-		dialTCP:          newDialer(c).DialContext,
-		bodyTimeout:      refusalBodyTimeout,
-	}, nil
+	u := &Upstream{
+		targets: targets, host: c.Host, balance: c.Balance, slowStart: c.SlowStart, maxDials: c.MaxDials,
+		checks:     checks{c.HealthPath, c.HealthInterval, c.HealthTimeout, c.HealthFailures, c.HealthPasses},
+		dnsRefresh: c.DNSRefresh, resolver: cmp.Or(c.Resolver, net.DefaultResolver), exhausted: c.Exhausted,
+		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), dialTimeout: c.DialTimeout, handshakeTimeout: c.HandshakeTimeout,
+		dialTCP: newDialer(c, sources), bodyTimeout: refusalBodyTimeout,
+	}
+	if u.exhausted == nil {
+		u.exhausted = func(error) bool { return false }
+	}
+	names := false
+	for _, t := range targets {
+		if t.secure {
+			t.tls = shared.Clone()
+			t.tls.ServerName = cmp.Or(c.ServerName, t.serverName)
+			// There is one server name, so one entry is enough. Later handshakes resume, which spares both sides the signature.
+			t.tls.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+		}
+		e := u.newEndpoint(t, t.address, t.authority)
+		if t.network == "unix" {
+			e.name = t.address
+		}
+		u.endpoints = append(u.endpoints, e)
+		names = names || t.isName
+	}
+	var ctx context.Context
+	ctx, u.stop = context.WithCancel(context.Background())
+	if names {
+		u.running.Go(func() { u.resolve(ctx) })
+	}
+	if c.HealthPath != "" {
+		u.running.Go(func() { u.check(ctx) })
+	}
+	return u, nil
 }
+
+// Close ends the lookups and health checks. Connections stay as they are.
+func (u *Upstream) Close() {
+	u.stop()
+	u.running.Wait()
+}
+
+// Balance is how a target is chosen.
+func (u *Upstream) Balance() Balance { return u.balance }
 
 // Request is the client's half of a handshake.
 type Request struct {
@@ -112,6 +229,10 @@ type Request struct {
 
 	// Host is the client's Host, sent unless UPSTREAM_HOST is set. Empty: the target's own.
 	Host string
+
+	// Key is what hash is of, and StickyID names the target of sticky. Empty, zero: there is none, and the least busy is chosen.
+	Key      string
+	StickyID uint64
 
 	// Header is sent as it is, with these exceptions. Host, Upgrade, Connection, Sec-WebSocket-Key and -Version are written by
 	// Connect. Hop-by-hop and framing fields, in whatever spelling, are left out, because they would give the handshake a body
@@ -137,30 +258,31 @@ type Conn struct {
 
 	// DialTime is how long connecting took, with name resolution and TLS.
 	DialTime time.Duration
+
+	// Target is the name of the target, and TargetID what a sticky cookie names it by.
+	Target   string
+	TargetID uint64
+
+	// Place is to be released when the connection is closed.
+	Place *Place
 }
 
-// Connect opens a connection for req. It ends early when ctx does. The error is a *DialError, *HandshakeError or
-// *RefusedError, or, for a Request that cannot be sent, a plain one; nothing stays open after it.
-func (u *Upstream) Connect(ctx context.Context, req *Request) (*Conn, error) {
-	x := handshakes.Get().(*handshake)
-	defer x.release()
-	if err := x.compose(u, req); err != nil {
-		return nil, fmt.Errorf("upstream request: %w", err)
-	}
-	start := time.Now()
-	conn, err := u.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	dialTime := time.Since(start)
-	c, err := u.handshake(ctx, conn, x)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	c.DialTime = dialTime
-	return c, nil
+// Place is the place of a connection on its target.
+type Place struct {
+	upstream *Upstream
+	endpoint *endpoint
+	left     atomic.Bool
 }
+
+// Release has it count on its target no more. Only the first call counts.
+func (p *Place) Release() {
+	if !p.left.Swap(true) {
+		p.upstream.leave(p.endpoint)
+	}
+}
+
+// Move is for who counts clients by their addresses.
+func (p *Place) Move(netip.Prefix) {}
 
 // handshake sends what x has composed and reads the answer. Its caller closes conn after an error.
 func (u *Upstream) handshake(ctx context.Context, conn net.Conn, x *handshake) (*Conn, error) {

@@ -64,7 +64,9 @@ func TestNewReportsEveryMistake(t *testing.T) {
 			}
 		})
 	}
-	if _, err := New(valid); err != nil {
+	if u, err := New(valid); err == nil {
+		u.Close()
+	} else {
 		t.Errorf("valid configuration: %v", err)
 	}
 }
@@ -156,7 +158,7 @@ func TestEachHandshakeHasItsOwnKey(t *testing.T) {
 	u := newUpstream(t, Config{URL: "ws://h"})
 	for range 100 {
 		x := handshakes.Get().(*handshake)
-		if err := x.compose(u, &Request{}); err != nil {
+		if err := x.compose(u, u.targets[0], &Request{}); err != nil {
 			t.Fatal(err)
 		}
 		if seen[x.key] {

@@ -36,3 +36,16 @@ func FindParam(r *http.Request, name string) (string, error) {
 func StripParam(rawQuery, name string) string {
 	return queryPlace(name).strip(rawQuery, nil)
 }
+
+// CookieValue is the value of a cookie; "" for none, or for several that
+// differ.
+func CookieValue(r *http.Request, name string) string {
+	c, err := cookiePlace(name).find(r, Credential{})
+	if err != nil {
+		return ""
+	}
+	return c.Token
+}
+
+// StripCookie takes a cookie out of a header, and leaves the others as they are.
+func StripCookie(h http.Header, name string) { cookiePlace(name).strip("", h) }

@@ -42,6 +42,9 @@ func (g *Gate) upstreamRequest(u *upgrade) *upstream.Request {
 			h["Sec-Websocket-Protocol"] = []string{protocol} // the client has it in its 101 already
 		}
 	}
+	if u.route.balance.Sticky() {
+		auth.StripCookie(h, stickyCookie)
+	}
 	setForwarded(h, u)
 	h[viaHeader] = []string{g.via(u)}
 	u.route.auth.StripIdentity(h)
@@ -203,6 +206,9 @@ func (g *Gate) switchingTo(u *upgrade, protocol string) []byte {
 	}
 	if u.upstream == nil {
 		return append(b, "\r\n"...)
+	}
+	if cookie := u.stick(); cookie != "" {
+		field("Set-Cookie", cookie)
 	}
 	if u.upstream.Extensions != "" {
 		field("Sec-WebSocket-Extensions", u.upstream.Extensions)

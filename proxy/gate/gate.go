@@ -49,8 +49,6 @@ type Config struct {
 	AuthTimeout, CloseTimeout time.Duration `env:"-"`
 	// MaxCloseFrames bounds the sockets that are open only to be refused. Zero: none is opened for that.
 	MaxCloseFrames int `env:"-"`
-	// UpstreamHost is the upstream, as the log names it.
-	UpstreamHost string `env:"-"`
 }
 
 // Parts are what a Gate works with. All are needed but Fleet and Tickets.
@@ -74,12 +72,21 @@ type Parts struct {
 
 // route is where upgrades of some paths go, and by which rules. There is one.
 type route struct {
-	paths        *paths
-	auth         *auth.Auth
-	upstream     *upstream.Upstream
-	upstreamHost string
-	extensions   bool          // sessions may have extensions
-	first        *firstMessage // nil: a token comes with the handshake
+	paths      *paths
+	auth       *auth.Auth
+	upstream   *upstream.Upstream
+	balance    upstream.Balance
+	targets    string        // as the log names them
+	extensions bool          // sessions may have extensions
+	first      *firstMessage // nil: a token comes with the handshake
+}
+
+func newRoute(paths *paths, p Parts, first *firstMessage) *route {
+	r := &route{paths: paths, auth: p.Auth, upstream: p.Upstream, extensions: p.Extensions, first: first}
+	if p.Upstream != nil {
+		r.balance, r.targets = p.Upstream.Balance(), p.Upstream.Names()
+	}
+	return r
 }
 
 // Gate refuses requests or turns them into sessions. It is safe for concurrent use.
@@ -89,8 +96,9 @@ type Gate struct {
 	loops           *loopDetector
 	authTimeout     time.Duration
 	closeTimeout    time.Duration
-	closeFrames     semaphore // for sockets that are open only to be refused
-	refuseWithClose bool      // every client gets a Close frame, not only one that offers resumption
+	closeFrames     semaphore      // for sockets that are open only to be refused
+	noPort          rate.Sometimes // of the line in the log that says so
+	refuseWithClose bool           // every client gets a Close frame, not only one that offers resumption
 }
 
 // New checks c and returns a Gate that works with p. The error joins every mistake, one a line.
@@ -102,11 +110,12 @@ func New(c Config, p Parts) (*Gate, error) {
 	}
 	return &Gate{
 		Parts:           p,
-		route:           &route{paths, p.Auth, p.Upstream, c.UpstreamHost, p.Extensions, first},
+		route:           newRoute(paths, p, first),
 		loops:           &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
 		authTimeout:     c.AuthTimeout,
 		closeTimeout:    c.CloseTimeout,
 		closeFrames:     newSemaphore(c.MaxCloseFrames),
+		noPort:          rate.Sometimes{Interval: time.Minute},
 		refuseWithClose: c.RefuseWithClose,
 	}, nil
 }

@@ -63,7 +63,7 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 			Subject:  strings.Clone(u.grant.Subject),
 			Client:   u.From.Addr.String(),
 			Path:     strings.Clone(truncatePath(u.Path)),
-			Upstream: u.route.upstreamHost,
+			Upstream: u.upstream.Target,
 		},
 		Grant:    u.grant,
 		Slot:     u.slot,

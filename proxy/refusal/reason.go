@@ -46,6 +46,8 @@ const (
 	Tickets             Reason = "tickets"
 	TicketsTotal        Reason = "tickets_total"
 	FleetUnavailable    Reason = "fleet_unavailable"
+	UpstreamNone        Reason = "upstream_none"
+	UpstreamBusy        Reason = "upstream_busy"
 	UpstreamDial        Reason = "upstream_dial"
 	UpstreamTimeout     Reason = "upstream_timeout"
 	UpstreamHandshake   Reason = "upstream_handshake"
@@ -93,6 +95,8 @@ var answers = map[Reason]struct {
 	Tickets:             {429, "too many unused tickets of yours"},
 	TicketsTotal:        {503, "too many unused tickets"},
 	FleetUnavailable:    {503, "the other instances cannot be asked at the moment"},
+	UpstreamNone:        {503, "no server is up at the moment"},
+	UpstreamBusy:        {503, "too many connections are being opened"},
 	UpstreamDial:        {502, "the upstream cannot be reached"},
 	UpstreamTimeout:     {504, "the upstream does not answer"},
 	UpstreamHandshake:   {502, "the upstream's answer is not a WebSocket handshake"},
@@ -110,6 +114,10 @@ func (r Reason) Text() string { return answers[r].text }
 // retryAfter is how long a refused client should stay away, where no limiter knows it better. 0: that is not said.
 func (r Reason) retryAfter() time.Duration {
 	switch r {
+	case UpstreamBusy:
+		return time.Second // a place is taken for a handshake
+	case UpstreamNone:
+		return 5 * time.Second // as long as a server takes to come up
 	case Draining:
 		return time.Second // another instance takes over
 	case FleetUnavailable:
@@ -139,7 +147,7 @@ func (r Reason) ChargesFailure() bool {
 // Level is that of the line in the log: louder where an operator has something to do.
 func (r Reason) Level() slog.Level {
 	switch r {
-	case AuthUnavailable, Overload, UpstreamDial, UpstreamTimeout, UpstreamHandshake:
+	case AuthUnavailable, Overload, UpstreamNone, UpstreamDial, UpstreamTimeout, UpstreamHandshake:
 		return slog.LevelWarn
 	case Internal:
 		return slog.LevelError

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,18 +31,35 @@ func newLoops() *loops {
 }
 
 // add gives a session to a loop. It reports false, and has left both
-// connections as they were, where no loop can take it: one of them is not
-// plain TCP, or there is no descriptor left.
+// connections as they were, where no loop can take it: one of them is no
+// plain socket, or there is no descriptor left.
 func (ls *loops) add(s *loopSession, h Handover) bool {
-	c, ok := h.Client.(*net.TCPConn)
+	c, ok := plain(h.Client)
 	if !ok {
 		return false
 	}
-	u, ok := h.Upstream.(*net.TCPConn)
+	u, ok := plain(h.Upstream)
 	if !ok {
 		return false
 	}
 	return ls.choose().add(s, c, u)
+}
+
+// socket is a connection that is one, without TLS.
+type socket interface {
+	net.Conn
+	syscall.Conn
+}
+
+// plain returns a connection of TCP or of a unix socket.
+func plain(c net.Conn) (socket, bool) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		return c, true
+	case *net.UnixConn:
+		return c, true
+	}
+	return nil, false
 }
 
 // loopFull is how many sessions a loop gets before the next one is begun. The
@@ -67,7 +85,7 @@ func (ls *loops) choose() *loop {
 
 // detach returns a second descriptor, owned by the caller and still
 // non-blocking, for a connection that stays in Go's poller until the net.Conn is closed.
-func detach(c *net.TCPConn) (fd int, err error) {
+func detach(c socket) (fd int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return -1, err
@@ -124,7 +142,7 @@ const (
 	bellSlot = -1
 )
 
-func (l *loop) add(s *loopSession, c, u *net.TCPConn) bool {
+func (l *loop) add(s *loopSession, c, u socket) bool {
 	cfd, err := detach(c)
 	if err != nil {
 		return false

@@ -263,11 +263,11 @@ func (s *loopSession) finish() {
 }
 
 func (s *loopSession) prepare(conn net.Conn) (replace func([]byte), cancel func(), err error) {
-	tcp, ok := conn.(*net.TCPConn)
+	c, ok := plain(conn)
 	if !ok {
-		return nil, nil, errors.New("not a TCP connection")
+		return nil, nil, errors.New("no plain socket")
 	}
-	fd, err := detach(tcp)
+	fd, err := detach(c)
 	if err != nil {
 		return nil, nil, err
 	}
