@@ -23,8 +23,8 @@ type question struct {
 
 // tellLost has all instances look whether Redis has lost what they have written.
 func (f *Fleet) tellLost() {
-	if f.bus != nil {
-		f.bus.publishJSON(f.ctx, f.key("questions"), question{ID: "lost", ReplyTo: f.instance})
+	if b := f.bus.Load(); b != nil {
+		b.publishJSON(f.ctx, f.key("questions"), question{ID: "lost", ReplyTo: f.instance})
 	}
 }
 

@@ -107,7 +107,7 @@ func (f *Fleet) Join(h Handler) *Bus {
 		received: newNumbers(), waiting: make(map[string]chan answer),
 	}
 	b.log.missed.Interval, b.log.dropped.Interval = time.Minute, 10*time.Second
-	f.bus = b
+	f.bus.Store(b)
 	f.members.unread.Store(true)
 	if f.members.now() != 0 { // Redis is there
 		f.refresh(f.ctx) // before anybody is let in
@@ -155,8 +155,8 @@ func (f *Fleet) keep(what string, is *atomic.Bool, connect func(ctx context.Cont
 		err := connect(f.ctx, func() {
 			failures = -1
 			is.Store(true)
-			if f.bus.Connected() {
-				f.bus.joined.Store(true)
+			if b := f.bus.Load(); b.Connected() {
+				b.joined.Store(true)
 			}
 			if told {
 				told = false

@@ -91,8 +91,8 @@ type Fleet struct {
 
 	lastError atomic.Pointer[error] // of Redis
 
-	bus  *Bus            // nil: it has not been joined
-	ctx  context.Context // ends when the fleet is left
+	bus  atomic.Pointer[Bus] // nil: it has not been joined
+	ctx  context.Context     // ends when the fleet is left
 	stop context.CancelFunc
 
 	mu      sync.Mutex // guards over, and running's Add

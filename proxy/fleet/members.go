@@ -113,10 +113,16 @@ func (f *Fleet) Ready() error {
 	case f == nil:
 	case f.members.taken.Load() && !f.members.first.Load():
 		return fmt.Errorf("INSTANCE: %q: waits for another process of that name to be found dead", f.instance)
-	case f.members.joined.Load() && f.bus != nil && !f.bus.joined.Load() && time.Since(f.members.started) < busTime:
+	case f.members.joined.Load() && f.joining() && time.Since(f.members.started) < busTime:
 		return errors.New("the bus of the fleet is being joined")
 	}
 	return nil
+}
+
+// joining reports whether the bus has not been joined yet, though it is to be.
+func (f *Fleet) joining() bool {
+	b := f.bus.Load()
+	return b != nil && !b.joined.Load()
 }
 
 func (f *Fleet) nameError() error {
@@ -303,12 +309,12 @@ func (f *Fleet) refreshSoon(lost bool) {
 
 // refresh does so.
 func (f *Fleet) refresh(ctx context.Context) {
-	m := &f.members
-	if f.bus == nil {
+	m, b := &f.members, f.bus.Load()
+	if b == nil {
 		return
 	}
 	if m.lost.Swap(false) {
-		for subject, d := range f.bus.handler.KeptOut() {
+		for subject, d := range b.handler.KeptOut() {
 			if !f.KeepOut(subject, d) {
 				m.lost.Store(true)
 				return
@@ -321,7 +327,7 @@ func (f *Fleet) refresh(ctx context.Context) {
 			m.unread.Store(true)
 			return
 		}
-		f.bus.handler.KeepOut(all)
+		b.handler.KeepOut(all)
 	}
 }
 
