@@ -86,18 +86,6 @@ func (c *counts) take(most int) map[string]int64 {
 	return some
 }
 
-// takeOf returns the changes of those keys that Redis is to be told.
-func (c *counts) takeOf(keys []string) []int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	changes := make([]int64, len(keys))
-	for i, key := range keys {
-		changes[i] = c.changes[key]
-		delete(c.changes, key)
-	}
-	return changes
-}
-
 func (c *counts) number(key string) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,16 +99,15 @@ func (c *counts) keys() []string {
 	return slices.Collect(maps.Keys(c.held))
 }
 
-// numbers are those of keys, for a copy that needs no change beside them.
-func (c *counts) numbers(keys []string) []int64 {
+// numbers are those of keys, and the changes of which Redis is to be told by the caller.
+func (c *counts) numbers(keys []string) (held, changes []int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make([]int64, len(keys))
-	for i, key := range keys {
-		all[i] = c.held[key]
+	for _, key := range keys {
+		held, changes = append(held, c.held[key]), append(changes, c.changes[key])
 		delete(c.changes, key)
 	}
-	return all
+	return held, changes
 }
 
 // perScript is how many keys a script changes: Redis does nothing else meanwhile.
@@ -206,7 +193,8 @@ func (f *Fleet) writeNumbers(ctx context.Context, some []string) error {
 	f.counts.writing.Lock()
 	defer f.counts.writing.Unlock()
 	args := []any{f.instance}
-	for _, n := range f.counts.numbers(some) {
+	held, _ := f.counts.numbers(some) // of which the changes are a part
+	for _, n := range held {
 		args = append(args, n)
 	}
 	_, err := f.tell(ctx, set, append([]string{f.key("held", f.instance)}, some...), args...)

@@ -113,7 +113,7 @@ func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
 		err = errWriting
 	default:
 		defer f.counts.writing.RUnlock()
-		ended := f.counts.takeOf(keys)
+		_, ended := f.counts.numbers(keys)
 		answer, err = f.ask(ctx, enter,
 			[]string{f.key("live"), f.key("rate:s", s), keys[0], keys[1], keys[2], f.key("held", f.instance),
 				f.key("rate:a", a), f.key("fail", a), f.key("rate:all")},
