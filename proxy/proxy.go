@@ -171,6 +171,12 @@ func New(c Config) (*Proxy, error) {
 		}
 		return nil, err
 	}
+	metrics.WatchTargets(func() (all []admin.Target) {
+		for _, t := range p.upstream.Targets() {
+			all = append(all, admin.Target(t))
+		}
+		return all
+	})
 	metrics.WatchKept(func() float64 {
 		bytes, _ := c.Session.Relay.KeptTotal()
 		return float64(bytes)

@@ -437,6 +437,14 @@ func newDNS(t *testing.T, zone *atomic.Pointer[[]string]) *net.Resolver {
 	}}
 }
 
+// Two targets of one server have names of their own.
+func TestTargetNames(t *testing.T) {
+	u := newUpstream(t, Config{URL: "ws://127.0.0.1:1/a ws://127.0.0.1:1/b ws://127.0.0.2:1 unix:/run/app"})
+	if got, want := u.Names(), "127.0.0.1:1 127.0.0.1:1#2 127.0.0.2:1 /run/app"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app")
 	newApp(t, "unix", path)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -56,11 +57,14 @@ func (u *Upstream) lookUp(ctx context.Context) {
 				next = append(next, u.endpoints[i])
 				continue
 			}
-			e := u.newEndpoint(t, address, address)
-			if len(names) == 1 {
-				e.name = t.authority
-			} else if u.resolved {
-				e.since = time.Now() // it has just come
+			e := u.newEndpoint(t, address, t.name)
+			if len(names) > 1 {
+				if e.name = address; t.name != t.authority {
+					e.name += strings.TrimPrefix(t.name, t.authority)
+				}
+				if u.resolved {
+					e.since = time.Now() // it has just come
+				}
 			}
 			next = append(next, e)
 		}

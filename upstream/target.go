@@ -18,6 +18,7 @@ import (
 type target struct {
 	location
 	raw     string      // as it was written
+	name    string      // as the log and the metrics name it, unlike any other
 	network string      // tcp or unix
 	isName  bool        // its host may have several addresses
 	tls     *tls.Config // nil: without TLS
@@ -50,6 +51,13 @@ func parseTargets(raw string) (all []*target, mistakes []error) {
 		case slices.Contains(fields[:i], field):
 			mistakes = append(mistakes, fmt.Errorf("UPSTREAM_URL: %q is there twice; want each target once", redact(field)))
 		default:
+			t.name = t.authority
+			if t.network == "unix" {
+				t.name = t.address
+			}
+			if slices.ContainsFunc(all, func(other *target) bool { return other.name == t.name }) {
+				t.name += "#" + strconv.Itoa(len(all)+1) // of one server, by another path or scheme
+			}
 			all = append(all, t)
 		}
 	}

@@ -194,11 +194,7 @@ func New(c Config) (*Upstream, error) {
 			// There is one server name, so one entry is enough. Later handshakes resume, which spares both sides the signature.
 			t.tls.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 		}
-		e := u.newEndpoint(t, t.address, t.authority)
-		if t.network == "unix" {
-			e.name = t.address
-		}
-		u.endpoints = append(u.endpoints, e)
+		u.endpoints = append(u.endpoints, u.newEndpoint(t, t.address, t.name))
 		names = names || t.isName
 	}
 	var ctx context.Context

@@ -331,7 +331,9 @@ func TestPackageCommentListsEveryMetric(t *testing.T) {
 	want := regexp.MustCompile(`portcullis_[a-z_]+`).FindAllString(string(doc), -1)
 	slices.Sort(want)
 
-	families, err := NewMetrics(Known{EndReasons: map[string][]int{"drain": {1001}}}).Registry().Gather()
+	m := NewMetrics(Known{EndReasons: map[string][]int{"drain": {1001}}})
+	m.WatchTargets(func() []Target { return []Target{{"a:1", 2, true}, {"b:1", 0, false}} })
+	families, err := m.Registry().Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
