@@ -52,7 +52,7 @@ var openAPI []byte
 const usage = `usage:
   portcullis               serve; every setting is an environment variable (config.example.env lists them)
   portcullis probe [URL]   connect to URL as a WebSocket client and tell what happens; without URL ask /readyz at ADMIN_ADDR
-  portcullis sessions      list the open sessions of the instance at ADMIN_ADDR; -h tells its flags, and those of the next two
+  portcullis sessions      list the open sessions, by the API at ADMIN_ADDR; -h tells its flags, and those of the next two
   portcullis kick          end some of them
   portcullis send          send a message to some of them
   portcullis version
