@@ -61,10 +61,9 @@ return {0, 0}
 	// the address, its failures, the rate of all.
 	// ARGV: stale, instance, every and burst of the rate, most sessions of the address, of the subject and of all, where 0 is not counted,
 	// every and burst of the other rates, where 0 is not asked about, and what has changed by what this instance has of the three keys
-	// of sessions. Its answer is that of admit, or -1: the instance is not known any more.
+	// of sessions. Its answer is that of admit, or -1: nothing that is known stands against it, but the instance itself is not known any more.
 	enter = redis.NewScript(scriptHead + `
 local stale = tonumber(ARGV[1])
-if not redis.call('ZSCORE', KEYS[1], ARGV[2]) then return {-1, 0} end
 for i = 3, 5 do
 	local n = tonumber(ARGV[11 + i])
 	if n ~= 0 and redis.call('HINCRBY', KEYS[i], ARGV[2], n) <= 0 then
@@ -81,6 +80,7 @@ if wait > 0 then return {6, wait} end
 if full(KEYS[3], ARGV[5], KEYS[1], stale) then return {4, 0} end
 if full(KEYS[4], ARGV[6], KEYS[1], stale) then return {7, 0} end
 if full(KEYS[5], ARGV[7], KEYS[1], stale) then return {5, 0} end
+if not redis.call('ZSCORE', KEYS[1], ARGV[2]) then return {-1, 0} end
 for i = 3, 5 do
 	if tonumber(ARGV[i + 2]) > 0 then
 		redis.call('HINCRBY', KEYS[i], ARGV[2], 1)
