@@ -103,6 +103,15 @@ func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
 	if len(p.keys) == 0 && every+everyAddress+everyFailure+everyAll == 0 {
 		return p, Verdict{} // there is nothing to ask
 	}
+	ofShare := func(s *share) Verdict {
+		return s.enter(e, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
+	}
+	alone := f.share.Load()
+	if alone != nil { // Redis may answer, and not have what the others hold
+		if v = ofShare(alone); v.Scope != "" {
+			return nil, v
+		}
+	}
 	var answer any
 	var err error
 	switch {
@@ -125,10 +134,11 @@ func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
 		f.countAlone()
 		f.members.nudge()
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		v = verdictOf(answer)
-	} else {
-		v = f.ownShare().enter(e, f.counts.number(keys[0]), f.counts.number(keys[1]), f.counts.number(keys[2]))
+	case alone == nil:
+		v = ofShare(f.ownShare())
 	}
 	switch {
 	case v.Scope != "":
