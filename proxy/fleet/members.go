@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -21,8 +22,10 @@ const (
 	// rewriteEvery is how often all counts are written, for what nobody has noticed: a Redis with older data, a call that came late.
 	rewriteEvery = time.Minute
 	settleTime   = 10 * time.Second
-	// lostTime is how long the others have to write their counts when Redis has lost them.
-	lostTime = 500 * time.Millisecond
+	// lostTime is how long the others have to write their counts when Redis has lost them, and lostEvery how often is looked whether they
+	// have.
+	lostTime  = beatEvery + time.Second
+	lostEvery = 200 * time.Millisecond
 	// busTime is how long a starting instance is not ready because it is not on the bus.
 	busTime = 5 * time.Second
 )
@@ -168,12 +171,17 @@ func (f *Fleet) beat(ctx context.Context) {
 	if m.draining.Load() {
 		draining = 1
 	}
-	answer, err := f.tell(ctx, beat, []string{f.key("live"), f.key("owners"), f.key("draining"), f.key("epoch"), f.key("secret"), f.key("left")},
-		stale, f.instance, m.token, draining, m.secret)
-	if err != nil {
-		return
+	b, ok := f.tellBeat(ctx, draining, 0)
+	if ok && b.standing == unknown {
+		if m.first.Load() {
+			f.writeAll(ctx) // before it counts, so that it counts at once with all that it has
+		}
+		dead := b.dead
+		if b, ok = f.tellBeat(ctx, draining, 1); ok && b.standing == known {
+			b.standing = unknown // another beat was quicker
+		}
+		b.dead = cmp.Or(b.dead, dead)
 	}
-	b, ok := readBeat(answer)
 	if !ok {
 		return
 	}
@@ -217,8 +225,8 @@ func (f *Fleet) beat(ctx context.Context) {
 	if f.share.Load() == nil {
 		return
 	}
-	if left := time.Until(m.alone); left > 0 {
-		time.AfterFunc(left, m.nudge)
+	if time.Now().Before(m.alone) && len(m.seen.note(nil, nil)) > len(b.names) {
+		time.AfterFunc(lostEvery, m.nudge)
 		return
 	}
 	if _, err := f.ask(ctx, nothing, nil); err == nil && !f.counts.stale.Load() {
@@ -226,6 +234,17 @@ func (f *Fleet) beat(ctx context.Context) {
 		m.written = time.Now().Add(settleTime - rewriteEvery) // a call that was given up may still reach Redis
 		f.metrics.FleetAlone(false)
 	}
+}
+
+// tellBeat tells that this instance lives. join has one be noted that was not known to.
+func (f *Fleet) tellBeat(ctx context.Context, draining, join int) (heartbeat, bool) {
+	m := &f.members
+	keys := []string{f.key("live"), f.key("owners"), f.key("draining"), f.key("epoch"), f.key("secret"), f.key("left")}
+	answer, err := f.tell(ctx, beat, keys, stale, f.instance, m.token, draining, m.secret, join)
+	if err != nil {
+		return heartbeat{}, false
+	}
+	return readBeat(answer)
 }
 
 // usurped is where another process has the name of this one.

@@ -121,7 +121,7 @@ return 0
 `)
 
 	// beat tells that an instance lives. KEYS: live, owners, draining, epoch, secret, left. ARGV: stale, instance, the token of its process,
-	// whether it is draining, its secret. It returns how it stands (standing), how many live that do not drain, the epoch, the time, one
+	// whether it is draining, its secret, whether one that was not known to live is to be noted. It returns how it stands (standing), how many live that do not drain, the epoch, the time, one
 	// that does not live any more, the secret that all have, and the names of those that live.
 	beat = redis.NewScript(scriptHead + `
 local stale = tonumber(ARGV[1])
@@ -132,7 +132,7 @@ if last > now - stale then
 	standing = 2
 	if owner ~= ARGV[3] then standing = owner and 0 or 1 end
 end
-if standing > 0 then
+if standing == 2 or standing == 1 and ARGV[6] == '1' then
 	redis.call('ZADD', KEYS[1], now, ARGV[2])
 	redis.call('ZREM', KEYS[6], ARGV[2])
 	redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
