@@ -288,7 +288,11 @@ func (p *program) close() {
 
 // announce says what listens where: in the log for an operator, and in words for the newcomer who runs the bundled backend.
 func (p *program) announce(front net.Addr) {
-	upstream, _, _ := strings.Cut(p.Proxy.Upstream.URL, "?") // a query may hold a credential
+	targets := strings.Fields(p.Proxy.Upstream.URL)
+	for i, target := range targets {
+		targets[i], _, _ = strings.Cut(target, "?") // a query may hold a credential
+	}
+	upstream := strings.Join(targets, " ")
 	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.Front.CertFile != "", "upstream", upstream}
 	if most := proxy.Descriptors(); most > 0 {
 		attrs = append(attrs, "descriptors", most)
