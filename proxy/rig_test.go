@@ -102,7 +102,7 @@ func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
 		l.Close()
 		t.Fatal(err)
 	}
-	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.gate.Limits
+	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.current.Load().limits
 	go func() { g.served <- p.Serve(l) }()
 	t.Cleanup(func() {
 		p.Cut()

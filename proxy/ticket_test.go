@@ -301,7 +301,7 @@ func BenchmarkTicket(b *testing.B) {
 		if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := g.gate.Tickets.Redeem(b.Context(), a.Ticket, key); err != nil {
+		if _, err := g.tickets.Redeem(b.Context(), a.Ticket, key); err != nil {
 			b.Fatal("the ticket is not good")
 		}
 	}

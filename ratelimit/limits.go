@@ -64,6 +64,7 @@ type Limits struct {
 	returns   *buckets[netip.Prefix] // never nil
 
 	sessions *sessions
+	of       Config
 
 	policy string
 }
@@ -75,6 +76,31 @@ func New(c Config) (*Limits, error) {
 		return nil, err
 	}
 	return build(c), nil
+}
+
+// With returns the limits that c describes, for sessions and clients that l has counted: a rate that is as it was goes on, one that is
+// new begins anew. A cap that is new counts only the sessions from here on. Its error is as that of [New].
+func (l *Limits) With(c Config) (*Limits, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	next := build(c)
+	same := func(r, old Rate, burst, oldBurst int) bool { return r == old && r.Burst(burst) == old.Burst(oldBurst) }
+	if same(c.UpgradesPerIP, l.of.UpgradesPerIP, c.UpgradesPerIPBurst, l.of.UpgradesPerIPBurst) {
+		next.addresses = l.addresses
+	}
+	if same(c.UpgradesPerSubject, l.of.UpgradesPerSubject, c.UpgradesPerSubjectBurst, l.of.UpgradesPerSubjectBurst) {
+		next.subjects = l.subjects
+	}
+	if same(c.Upgrades, l.of.Upgrades, c.UpgradesBurst, l.of.UpgradesBurst) {
+		next.global = l.global
+	}
+	if same(c.AuthFailuresPerIP, l.of.AuthFailuresPerIP, c.AuthFailuresPerIPBurst, l.of.AuthFailuresPerIPBurst) {
+		next.failures = l.failures
+	}
+	next.returns = l.returns
+	next.sessions = &sessions{caps{c.Sessions, c.SessionsPerIP, c.SessionsPerSubject}, l.sessions.counts}
+	return next, nil
 }
 
 // Part returns the limits of one of n who hold those of c together. Nothing is rounded down to none. c is one that New takes.
@@ -95,6 +121,7 @@ func Part(c Config, n int) *Limits {
 // build makes the limits of a Config that has no mistakes.
 func build(c Config) *Limits {
 	l := &Limits{
+		of:       c,
 		sessions: newSessions(c),
 		returns:  newBuckets[netip.Prefix](returnsPerSecond, returnsPerSecond, tableSize),
 	}

@@ -17,7 +17,9 @@
 //
 //	portcullis_build_info{version,revision,go_version}          gauge      always 1
 //	portcullis_upgrades_total{result,reason}                    counter    result="accepted",reason="" or result="refused" and why
+//	portcullis_route_upgrades_total{route,result}               counter    the same by route; "default" is the only one
 //	portcullis_sessions_live                                    gauge      sessions relayed now
+//	portcullis_route_sessions{route}                            gauge      those of a route
 //	portcullis_sessions_ended_total{reason,code}                counter    why a session ended and its close code
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400
 //	portcullis_messages_total{direction}                        counter    complete data messages

@@ -90,13 +90,13 @@ func New(c Config, g *gate.Gate, sessions *Instances) *API {
 }
 
 // Handler returns what answers a path; nil where that is for the gate.
-func (a *API) Handler(path string) func(*gate.Request) {
-	switch {
+func (a *API) Handler(r *gate.Request) func(*gate.Request) {
+	switch path := r.Path; {
 	case path == sessionPath && a.sessions != nil:
 		return a.post(a.renew)
 	case path == ticketPath && a.gate.Tickets != nil:
 		return a.post(a.issueTicket)
-	case path == tokenPath && a.token != nil && !a.gate.Serves(tokenPath):
+	case path == tokenPath && a.token != nil && !a.gate.Serves(r):
 		return a.serveToken
 	}
 	return nil

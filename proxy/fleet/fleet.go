@@ -76,7 +76,7 @@ const (
 type Fleet struct {
 	name     string
 	instance string
-	limits   ratelimit.Config
+	limits   atomic.Pointer[ratelimit.Config]
 	timeout  time.Duration // of an upgrade's calls together
 	redis    redis.UniversalClient
 	circuit  *gobreaker.CircuitBreaker[any]
@@ -143,10 +143,11 @@ func New(c Config) (*Fleet, error) {
 		return nil, err
 	}
 	f := &Fleet{
-		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
+		name: c.Name, instance: c.Instance, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
 		timeout: c.Timeout, maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
 		history: historySize{c.HistoryPushes, c.HistoryAge, historyBytes}, engine: engine,
 	}
+	f.limits.Store(&c.Limits)
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)
 	f.members.init()
@@ -356,7 +357,7 @@ func (f *Fleet) circuitChanged(_ string, _, to gobreaker.State) {
 func (f *Fleet) countAlone() {
 	f.counts.stale.Store(true)
 	if f.share.Load() == nil {
-		f.share.CompareAndSwap(nil, newShare(f.limits, int(f.members.size.Load())))
+		f.share.CompareAndSwap(nil, newShare(*f.limits.Load(), int(f.members.size.Load())))
 		f.metrics.FleetAlone(true)
 	}
 }

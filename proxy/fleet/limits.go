@@ -51,7 +51,7 @@ func (f *Fleet) Waiting() bool { return f.members.taken.Load() && !f.members.fir
 // authenticated.
 func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	a := address.String()
-	l := &f.limits
+	l := f.limits.Load()
 	everyAddress, burstAddress := gcra(l.UpgradesPerIP, l.UpgradesPerIPBurst)
 	everyFailure, burstFailure := gcra(l.AuthFailuresPerIP, l.AuthFailuresPerIPBurst)
 	everyAll, burstAll := gcra(l.Upgrades, l.UpgradesBurst)
@@ -77,7 +77,7 @@ type Entry struct {
 
 // Enter takes a place for a session of an authenticated client.
 func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
-	l, address, subject := new(f.limits), e.Address, e.Subject
+	l, address, subject := new(*f.limits.Load()), e.Address, e.Subject
 	if !e.Admit {
 		l.UpgradesPerIP.N, l.AuthFailuresPerIP.N, l.Upgrades.N = 0, 0, 0
 	}
@@ -165,7 +165,8 @@ func isLost(answer any) bool {
 
 // Failed counts a refused credential of an address.
 func (f *Fleet) Failed(ctx context.Context, address netip.Prefix) {
-	every, burst := gcra(f.limits.AuthFailuresPerIP, f.limits.AuthFailuresPerIPBurst)
+	limits := f.limits.Load()
+	every, burst := gcra(limits.AuthFailuresPerIP, limits.AuthFailuresPerIPBurst)
 	if every == 0 {
 		return
 	}
@@ -255,9 +256,18 @@ func (f *Fleet) ownShare() *share {
 	if s := f.spare.Load(); s != nil && s.of == n {
 		return s
 	}
-	s := newShare(f.limits, n)
+	s := newShare(*f.limits.Load(), n)
 	f.spare.Store(s)
 	return s
+}
+
+// SetLimits has the fleet hold to other limits from here on, as far as this instance goes.
+func (f *Fleet) SetLimits(c ratelimit.Config) {
+	f.limits.Store(&c)
+	f.spare.Store(nil)
+	if s := f.share.Load(); s != nil {
+		f.share.CompareAndSwap(s, newShare(c, s.of))
+	}
 }
 
 // charge counts a refused credential of an address.

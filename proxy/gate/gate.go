@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -17,7 +18,6 @@ import (
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/session"
 	"portcullis/ratelimit"
-	"portcullis/upstream"
 )
 
 // Config is what a Gate checks by itself.
@@ -53,69 +53,97 @@ type Config struct {
 
 // Parts are what a Gate works with. All are needed but Fleet and Tickets.
 type Parts struct {
-	ClientIP   *clientip.Resolver
-	Origins    *origin.List
-	Limits     *ratelimit.Limits
-	Fleet      *fleet.Fleet // nil: this instance is alone
-	Auth       *auth.Auth
-	Upstream   *upstream.Upstream
-	Extensions bool    // sessions may have extensions
-	Tickets    Tickets // nil: there are none
-	Sessions   *session.Manager
-	Report     *refusal.Reporter
-	Metrics    *admin.Metrics
-	Log        *slog.Logger
+	ClientIP *clientip.Resolver
+	Origins  *origin.List
+	Limits   *ratelimit.Limits
+	Fleet    *fleet.Fleet // nil: this instance is alone
+	Auth     *auth.Auth
+	Tickets  Tickets // nil: there are none
+	Sessions *session.Manager
+	Report   *refusal.Reporter
+	Metrics  *admin.Metrics
+	Log      *slog.Logger
 
 	// Base ends when all requests are to end at once. Accepting, which it bounds, ends when nothing new is to begin.
 	Base, Accepting context.Context
 }
 
-// route is where upgrades of some paths go, and by which rules. There is one.
-type route struct {
-	paths      *paths
-	auth       *auth.Auth
-	upstream   *upstream.Upstream
-	balance    upstream.Balance
-	targets    string        // as the log names them
-	extensions bool          // sessions may have extensions
-	first      *firstMessage // nil: a token comes with the handshake
-}
-
-func newRoute(paths *paths, p Parts, first *firstMessage) *route {
-	r := &route{paths: paths, auth: p.Auth, upstream: p.Upstream, extensions: p.Extensions, first: first}
-	if p.Upstream != nil {
-		r.balance, r.targets = p.Upstream.Balance(), p.Upstream.Names()
-	}
-	return r
-}
-
 // Gate refuses requests or turns them into sessions. It is safe for concurrent use.
 type Gate struct {
 	Parts
-	route           *route
-	loops           *loopDetector
+	*state
+	routes          []*route
+	table           *table
 	authTimeout     time.Duration
 	closeTimeout    time.Duration
-	closeFrames     semaphore      // for sockets that are open only to be refused
-	noPort          rate.Sometimes // of the line in the log that says so
-	refuseWithClose bool           // every client gets a Close frame, not only one that offers resumption
+	refuseWithClose bool // every client gets a Close frame, not only one that offers resumption
 }
 
-// New checks c and returns a Gate that works with p. The error joins every mistake, one a line.
-func New(c Config, p Parts) (*Gate, error) {
-	paths, pathsErr := compilePaths(c.Paths, c.PathsUnsafeForms)
-	first, firstErr := newFirstMessage(&c)
-	if err := errors.Join(pathsErr, firstErr); err != nil {
+// state is what one Gate leaves to the next.
+type state struct {
+	loops       *loopDetector
+	first       *firstMessage  // nil: a token comes with the handshake
+	closeFrames semaphore      // for sockets that are open only to be refused
+	noPort      rate.Sometimes // of the line in the log that says so
+}
+
+// New checks c and routes and returns a Gate that works with p. before is the Gate whose place it takes; nil: it is the first. What c
+// says of first messages and sockets to be refused is for the first alone. The error joins every mistake, one a line.
+func New(c Config, p Parts, routes []Route, before *Gate) (*Gate, error) {
+	s, firstErr := newState(&c, before)
+	var all []*route
+	for i := range routes {
+		all = append(all, newRoute(&routes[i], p, s.first))
+	}
+	table, tableErr := newTable(all, c.PathsUnsafeForms)
+	if err := errors.Join(c.checkPaths(routes), tableErr, firstErr); err != nil {
 		return nil, err
 	}
 	return &Gate{
 		Parts:           p,
-		route:           newRoute(paths, p, first),
-		loops:           &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
+		state:           s,
+		routes:          all,
+		table:           table,
 		authTimeout:     c.AuthTimeout,
 		closeTimeout:    c.CloseTimeout,
-		closeFrames:     newSemaphore(c.MaxCloseFrames),
-		noPort:          rate.Sometimes{Interval: time.Minute},
 		refuseWithClose: c.RefuseWithClose,
 	}, nil
+}
+
+func newState(c *Config, before *Gate) (*state, error) {
+	if before != nil {
+		return before.state, nil
+	}
+	first, err := newFirstMessage(c)
+	return &state{
+		loops:       &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
+		first:       first,
+		closeFrames: newSemaphore(c.MaxCloseFrames),
+		noPort:      rate.Sometimes{Interval: time.Minute},
+	}, err
+}
+
+func newRoute(of *Route, p Parts, first *firstMessage) *route {
+	r := &route{Route: of, auth: p.Auth, upstream: of.Upstream, extensions: of.Rules == nil || of.Rules.Extensions()}
+	if !of.Open {
+		r.first = first
+	}
+	if of.Upstream != nil {
+		r.balance, r.targets = of.Upstream.Balance(), of.Upstream.Names()
+	}
+	return r
+}
+
+// checkPaths finds the mistakes of PATHS_UNSAFE_FORMS.
+func (c *Config) checkPaths(routes []Route) error {
+	switch {
+	case !c.PathsUnsafeForms:
+	case slices.ContainsFunc(routes, func(r Route) bool { return r.Open }):
+		return errors.New(`PATHS_UNSAFE_FORMS: "true" would let forms through that some servers take for another path, beside a route with auth=none; want false, or no such route`)
+	case len(routes) == 1 && routes[0].Name == "" && len(c.Paths) == 0:
+		return errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect without PATHS; want PATHS set to the paths that are served, or to * for every path in every form`)
+	case slices.Equal(c.Paths, []string{"*"}):
+		return errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect with PATHS=*, which lets such forms through by itself; want false, or a list of PATHS`)
+	}
+	return nil
 }

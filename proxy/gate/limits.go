@@ -158,7 +158,7 @@ func (g *Gate) checkRates(u *upgrade) *refusal.Refusal {
 	if g.Fleet.Waiting() {
 		return &refusal.Refusal{Reason: refusal.FleetUnavailable}
 	}
-	if u.unasked = u.route.first == nil && (u.route.auth.Local() || g.hasTicket(u)); u.unasked {
+	if u.unasked = u.route.first == nil && (!u.route.needsCredential() || u.route.auth.Local() || g.hasTicket(u)); u.unasked {
 		return nil
 	}
 	return g.admit(u)

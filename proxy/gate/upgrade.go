@@ -132,10 +132,3 @@ func (g *Gate) Answer(r *Request, handle func(*Request)) {
 	}()
 	handle(r)
 }
-
-// Close forgets all tickets.
-func (g *Gate) Close() {
-	if g.Tickets != nil {
-		g.Tickets.Close()
-	}
-}

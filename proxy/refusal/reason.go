@@ -45,6 +45,7 @@ const (
 	Overload            Reason = "overload"
 	Tickets             Reason = "tickets"
 	TicketsTotal        Reason = "tickets_total"
+	TicketPath          Reason = "ticket_path"
 	FleetUnavailable    Reason = "fleet_unavailable"
 	UpstreamNone        Reason = "upstream_none"
 	UpstreamBusy        Reason = "upstream_busy"
@@ -94,6 +95,7 @@ var answers = map[Reason]struct {
 	Overload:            {503, "this server is overloaded"},
 	Tickets:             {429, "too many unused tickets of yours"},
 	TicketsTotal:        {503, "too many unused tickets"},
+	TicketPath:          {400, "for which path the ticket is cannot be said"},
 	FleetUnavailable:    {503, "the other instances cannot be asked at the moment"},
 	UpstreamNone:        {503, "no server is up at the moment"},
 	UpstreamBusy:        {503, "too many connections are being opened"},
