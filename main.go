@@ -149,10 +149,13 @@ var defaultTokenFrom = []string{"query:token", "header:Authorization"}
 func (p *program) chooseBackend() error {
 	bundledTokens := p.LacksTokenEndpoint()
 	switch {
-	case p.Proxy.Upstream.URL != "" && bundledTokens:
+	case len(p.Proxy.Routes) > 0 && bundledTokens:
+		return fmt.Errorf(`AUTH_URL: "" would leave %s open to everyone; `+
+			`want the URL of your token endpoint, or AUTH_MODE=none to let everyone in on purpose`, p.Proxy.Routes[0].Setting)
+	case p.NamesBackend() && bundledTokens:
 		return errors.New(`AUTH_URL: "" would leave UPSTREAM_URL open to everyone; ` +
 			`want the URL of your token endpoint, or AUTH_MODE=none to let everyone in on purpose`)
-	case p.Proxy.Upstream.URL != "":
+	case p.NamesBackend():
 		return nil
 	}
 	var err error
@@ -288,12 +291,14 @@ func (p *program) close() {
 
 // announce says what listens where: in the log for an operator, and in words for the newcomer who runs the bundled backend.
 func (p *program) announce(front net.Addr) {
-	targets := strings.Fields(p.Proxy.Upstream.URL)
-	for i, target := range targets {
-		targets[i], _, _ = strings.Cut(target, "?") // a query may hold a credential
+	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.Front.CertFile != ""}
+	for _, r := range p.Proxy.Routes {
+		place := r.Host + strings.Join(r.Paths, " ")
+		attrs = append(attrs, slog.Group(strings.ToLower(r.Setting), "path", place, "upstream", showTargets(r.Upstream.URL), "open", r.Open))
 	}
-	upstream := strings.Join(targets, " ")
-	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.Front.CertFile != "", "upstream", upstream}
+	if len(p.Proxy.Routes) == 0 {
+		attrs = append(attrs, "upstream", showTargets(p.Proxy.Upstream.URL))
+	}
 	if most := proxy.Descriptors(); most > 0 {
 		attrs = append(attrs, "descriptors", most)
 	}
@@ -313,6 +318,15 @@ func (p *program) announce(front net.Addr) {
 		greeting.AdminAddr = dialable(addr)
 	}
 	p.backend.Greet(os.Stderr, greeting)
+}
+
+// showTargets is a list of targets as the log may have it.
+func showTargets(list string) string {
+	targets := strings.Fields(list)
+	for i, target := range targets {
+		targets[i], _, _ = strings.Cut(target, "?") // a query may hold a credential
+	}
+	return strings.Join(targets, " ")
 }
 
 // dialable is the address at which a client on this machine reaches a listener. One on every address is localhost.

@@ -48,8 +48,10 @@ func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 	if environ["PUSH_MAX_BYTES"] == "" && c.Proxy.Relay.Resume > 0 {
 		c.Proxy.API.PushMaxBytes = c.Proxy.Relay.ResumeBuffer
 	}
+	routes, routeMistakes := readRoutes(environ, &c.Proxy)
+	c.Proxy.Routes = routes
 	misspelt := list.Misspelt(environ, Families)
-	mistakes := []error{err, c.check(), c.withoutEffect(list)}
+	mistakes := append([]error{err, c.check(), c.withoutEffect(list)}, routeMistakes...)
 	for _, m := range misspelt {
 		if m.Guard {
 			mistakes = append(mistakes, m)
@@ -103,7 +105,12 @@ func (c *Config) withoutEffect(list settings.List) error {
 			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
 		}
 	}
-	if c.Proxy.Upstream.URL != "" || !c.LacksTokenEndpoint() {
+	if len(c.Proxy.Routes) > 0 {
+		for _, name := range []string{"UPSTREAM_URL", "PATHS"} {
+			forbid(name, "stands beside "+c.Proxy.Routes[0].Setting+", which says by itself what goes where; want one of the two")
+		}
+	}
+	if c.NamesBackend() || !c.LacksTokenEndpoint() {
 		forbid("DEMO_TOKEN", "is for the bundled token endpoint alone, which is not in use; want it unset, or AUTH_MODE=endpoint without UPSTREAM_URL and AUTH_URL")
 	}
 	if most := c.Proxy.DrainTimeout; most > 0 && c.Proxy.Relay.CloseTimeout > most {
@@ -114,6 +121,9 @@ func (c *Config) withoutEffect(list settings.List) error {
 	}
 	return errors.Join(mistakes...)
 }
+
+// NamesBackend reports whether the settings say where upgrades go, so that the bundled backend is not needed.
+func (c *Config) NamesBackend() bool { return c.Proxy.Upstream.URL != "" || len(c.Proxy.Routes) > 0 }
 
 // LacksTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
 func (c *Config) LacksTokenEndpoint() bool {
