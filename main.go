@@ -34,6 +34,7 @@ import (
 	"portcullis/proxy/config"
 	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
+	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
 )
 
@@ -91,15 +92,20 @@ func buildVersion() string {
 // program is everything that runs. Only the bundled backend has its listener open before run.
 type program struct {
 	config.Config
-	log     *slog.Logger
-	proxy   *proxy.Proxy
-	admin   *admin.Server
-	backend *echo.Server // nil: UPSTREAM_URL names the backend
+	settings *config.Config // as they were read
+	metrics  *admin.Metrics
+	level    *slog.LevelVar
+	log      *slog.Logger
+	proxy    *proxy.Proxy
+	admin    *admin.Server
+	backend  *echo.Server // nil: UPSTREAM_URL names the backend
 }
 
 // build makes the program's parts from the settings, and checks them as a whole. The error joins every mistake, one a line.
-func build(c config.Config) (*program, error) {
-	p := &program{Config: c, log: newLogger(c)}
+func build(c *config.Config) (*program, error) {
+	p := &program{Config: *c, settings: c, level: new(slog.LevelVar)}
+	p.level.Set(c.LogLevel)
+	p.log = newLogger(c.LogFormat, p.level)
 	var mistakes []error
 	if err := p.chooseBackend(); err != nil {
 		mistakes = append(mistakes, err)
@@ -111,8 +117,8 @@ func build(c config.Config) (*program, error) {
 	}
 	known := proxy.KnownReasons()
 	known.Version = buildVersion()
-	metrics := admin.NewMetrics(known)
-	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, metrics, p.log
+	p.metrics = admin.NewMetrics(known)
+	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, p.metrics, p.log
 	p.Proxy.API.OpenAPI = openAPI
 	var err error
 	p.proxy, err = proxy.New(p.Proxy)
@@ -121,14 +127,14 @@ func build(c config.Config) (*program, error) {
 	if p.proxy != nil {
 		p.Admin.API = p.proxy.Operator()
 	}
-	p.admin, err = admin.New(p.Admin, metrics)
+	p.admin, err = admin.New(p.Admin, p.metrics)
 	mistakes = append(mistakes, err)
 	return p, errors.Join(mistakes...)
 }
 
-func newLogger(c config.Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.LogLevel}
-	if c.LogFormat == "text" {
+func newLogger(format string, level slog.Leveler) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == "text" {
 		return slog.New(slog.NewTextHandler(os.Stderr, options))
 	}
 	// The handler's own choice for durations, nanoseconds, is a unit that nobody expects; seconds are what the metrics have.
@@ -146,7 +152,7 @@ var defaultTokenFrom = []string{"query:token", "header:Authorization"}
 
 // chooseBackend starts the bundled backend, and points the settings at it, where none is named. It verifies tokens too, on the
 // front port as well, where no token endpoint is named.
-func (p *program) chooseBackend() error {
+func (p *program) chooseBackend() (err error) {
 	bundledTokens := p.LacksTokenEndpoint()
 	switch {
 	case len(p.Proxy.Routes) > 0 && bundledTokens:
@@ -158,9 +164,10 @@ func (p *program) chooseBackend() error {
 	case p.NamesBackend():
 		return nil
 	}
-	var err error
-	if p.backend, err = echo.Start(p.Demo); err != nil {
-		return err
+	if p.backend == nil {
+		if p.backend, err = echo.Start(p.Demo); err != nil {
+			return err
+		}
 	}
 	p.Proxy.Upstream.URL = p.backend.URL()
 	if len(p.Proxy.Gate.Paths) == 0 && !p.Proxy.Gate.PathsUnsafeForms { // which wants PATHS, and says so
@@ -181,6 +188,9 @@ func serve(environ map[string]string) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	// net/http prints the beginning of an answer that it did not expect through the global logger, and an endpoint's may hold a
 	// token. This program logs through its own logger.
 	log.SetOutput(io.Discard)
@@ -193,6 +203,11 @@ func serve(environ map[string]string) int {
 		fmt.Fprintln(os.Stderr, err) // not a log record: a person reads this, whatever LOG_FORMAT says
 		return exitSettings
 	}
+	p.warn(misspelt)
+	return p.run(signals, hangups, environ)
+}
+
+func (p *program) warn(misspelt []settings.Misspelling) {
 	for _, m := range misspelt {
 		attrs := []any{"variable", m.Name}
 		if m.Meant != "" {
@@ -200,11 +215,10 @@ func serve(environ map[string]string) int {
 		}
 		p.log.Warn("a variable looks like a setting but is not one", attrs...)
 	}
-	return p.run(signals)
 }
 
-// run serves until a signal drains it or a listener fails, and returns the exit code.
-func (p *program) run(signals <-chan os.Signal) int {
+// run serves until a signal drains it or a listener fails, and returns the exit code. A hangup has it read its settings again.
+func (p *program) run(signals, hangups <-chan os.Signal, environ map[string]string) int {
 	front, err := p.listen()
 	if err != nil {
 		p.log.Error("the front listener cannot be opened", "error", fmt.Errorf("LISTEN_ADDR: %q: %w; %s", p.ListenAddr, err, remedy(err)))
@@ -220,18 +234,52 @@ func (p *program) run(signals <-chan os.Signal) int {
 	p.admin.SetReady(true)
 	p.announce(front.Addr())
 
-	select {
-	case err := <-served:
-		p.log.Error("it cannot go on", "error", err)
-		p.proxy.Cut()
-		return exitFailed
-	case s := <-signals:
-		p.admin.SetReady(false)
-		p.log.Info("draining", "signal", s.String())
-		code := p.drain(signals)
-		<-served
-		return code
+	p.metrics.Reloaded(true)
+	for {
+		select {
+		case err := <-served:
+			p.log.Error("it cannot go on", "error", err)
+			p.proxy.Cut()
+			return exitFailed
+		case <-hangups:
+			p.reload(environ)
+		case s := <-signals:
+			p.admin.SetReady(false)
+			p.log.Info("draining", "signal", s.String())
+			code := p.drain(signals)
+			<-served
+			return code
+		}
 	}
+}
+
+// reload reads the settings again. Where they have a mistake, nothing changes.
+func (p *program) reload(environ map[string]string) {
+	c, misspelt, kept, err := config.Reread(environ, p.settings)
+	next := &program{Config: *c, backend: p.backend}
+	mayStart := p.backend != nil || c.NamesBackend()
+	if err == nil && mayStart {
+		err = next.chooseBackend()
+	}
+	if !mayStart {
+		err = errors.Join(err, errors.New("UPSTREAM_URL: \"\" would have the bundled backend started, which is for a start; want the targets, or a restart"))
+	}
+	if err == nil {
+		err = p.proxy.Reload(next.Proxy)
+	}
+	p.metrics.Reloaded(err == nil)
+	if err != nil {
+		p.log.Error("the settings were not reloaded, and the old ones hold", "mistakes", strings.Split(err.Error(), "\n"))
+		return
+	}
+	changed := c.Changed(p.settings)
+	p.settings = c
+	p.level.Set(c.LogLevel)
+	p.warn(misspelt)
+	if len(kept) > 0 {
+		p.log.Warn("settings that cannot change while it runs are as they were; want a restart for them", "settings", kept)
+	}
+	p.log.Info("reloaded", "changed", changed)
 }
 
 // listen opens the front listener.

@@ -31,15 +31,15 @@ import (
 
 // Config configures the whole proxy, room by room. Fields with an env tag are read from the environment.
 type Config struct {
-	Front    front.Config
+	Front    front.Config `fixed:"true"`
 	Gate     gate.Config
 	API      api.Config
 	Session  session.Config
 	ClientIP clientip.Config
 	Origin   origin.Config
 	Limits   ratelimit.Config
-	Fleet    fleet.Config
-	Auth     auth.Config `guard:"true"`
+	Fleet    fleet.Config `fixed:"true"`
+	Auth     auth.Config  `guard:"true"`
 	Upstream upstream.Config
 	Relay    relay.Config
 

@@ -61,11 +61,11 @@ type Config struct {
 	Host string `env:"UPSTREAM_HOST"`
 
 	// DialTimeout bounds name resolution, connecting and the TLS handshake together. It must be above zero.
-	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s"`
+	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s" fixed:"true"`
 
 	// HandshakeTimeout bounds sending the request and reading the answer; a refusal's body has a second of it at most. It must
 	// be above zero.
-	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s"`
+	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s" fixed:"true"`
 
 	// CAFile is a PEM file of the certificate authorities to trust for wss and https, instead of the system's. Empty: the
 	// system's. It is read once, by New.

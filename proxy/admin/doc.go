@@ -16,6 +16,9 @@
 // All are in one registry of their own, with the client library's go_* and process_* beside them. Durations are seconds.
 //
 //	portcullis_build_info{version,revision,go_version}          gauge      always 1
+//	portcullis_config_last_reload_successful                    gauge      1: the settings had no mistake when they were last read
+//	portcullis_config_last_reload_timestamp_seconds             gauge      when that was
+//	portcullis_config_last_reload_success_timestamp_seconds     gauge      when those that hold were read
 //	portcullis_upgrades_total{result,reason}                    counter    result="accepted",reason="" or result="refused" and why
 //	portcullis_route_upgrades_total{route,result}               counter    the same by route; "default" is the only one
 //	portcullis_sessions_live                                    gauge      sessions relayed now

@@ -83,6 +83,8 @@ type Metrics struct {
 	pushes      map[string]prometheus.Counter // by what became of them at first
 	pushDropped map[string]prometheus.Counter // by why those that were queued came to nothing
 
+	reloads reloads
+
 	authCalls map[string]prometheus.Observer
 	dials     map[string]prometheus.Observer
 }
@@ -107,6 +109,7 @@ func NewMetrics(known Known) *Metrics {
 	)
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		reloads:  newReloads(),
 
 		accepted: upgrades.WithLabelValues("accepted", ""),
 		refused: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
@@ -169,6 +172,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
+		m.reloads.held, m.reloads.tried, m.reloads.succeeded,
 		upgrades, byRoute, m.live, m.onRoute, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)

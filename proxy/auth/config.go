@@ -15,14 +15,14 @@ import (
 // tag lists them, is refused unless it is at its default.
 type Config struct {
 	// Mode names the verifier: endpoint, jwt, introspect, forward or none.
-	Mode string `env:"AUTH_MODE" envDefault:"endpoint"`
+	Mode string `env:"AUTH_MODE" envDefault:"endpoint" fixed:"true"`
 	// Secret is the key by which clients that nobody names have their subjects. Empty: one of this process.
 	Secret string `env:"-"`
 	// URL is whom to ask, http or https. Its query parameters are kept.
 	URL string `env:"AUTH_URL" modes:"endpoint,introspect,forward"`
 	// Timeout bounds one call of the verifier, from dialling to the last byte
 	// of its answer. Zero is refused: a call without an end holds a client.
-	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s" modes:"endpoint,jwt,introspect,forward"`
+	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s" modes:"endpoint,jwt,introspect,forward" fixed:"true"`
 
 	// Accept says which answers of an endpoint accept: one (200 with the body
 	// 1) or 2xx (any such status). Empty is one.
@@ -70,11 +70,11 @@ type Config struct {
 	CacheTTL time.Duration `env:"AUTH_CACHE_TTL" envDefault:"0s" modes:"endpoint,introspect"`
 	// StaleTTL is how long after that an answer that accepted still admits
 	// while the verifier is unavailable. Zero: not at all.
-	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward"`
+	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward" fixed:"true"`
 	// Recheck is the longest time between two checks of an open session, which
 	// its holder makes with [Auth.VerifyAgain]. Zero: it is checked only when its
 	// answer is about to expire.
-	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX"`
+	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX" fixed:"true"`
 	// MaxInflight bounds the calls in flight; further ones wait for up to
 	// Timeout. Zero: the default.
 	MaxInflight int `env:"AUTH_MAX_INFLIGHT" envDefault:"256" modes:"endpoint,introspect,forward"`

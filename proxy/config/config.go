@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,15 +23,17 @@ import (
 // Config is the whole environment: the Config structs of the packages, and what only the program needs.
 type Config struct {
 	// ListenAddr is the front listener's host:port; without a host it listens on every address.
-	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000"`
+	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000" fixed:"true"`
 	// LogLevel is the least level written to standard error.
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
 	// LogFormat is json or text, one record a line.
-	LogFormat string `env:"LOG_FORMAT" envDefault:"json"`
+	LogFormat string `env:"LOG_FORMAT" envDefault:"json" fixed:"true"`
 
 	Proxy proxy.Config
-	Admin admin.Config
-	Demo  echo.Config
+	Admin admin.Config `fixed:"true"`
+	Demo  echo.Config  `fixed:"true"`
+
+	list settings.List
 }
 
 // Reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
@@ -42,16 +46,30 @@ var Families = []string{"AUTH_", "BUS_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN
 	"TRUSTED_", "UPSTREAM_"}
 
 // Read reads the environment. The error joins every mistake in it, one a line.
-func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
-	var c Config
-	list, err := settings.Read(&c, environ)
+func Read(environ map[string]string) (*Config, []settings.Misspelling, error) {
+	c, misspelt, _, err := Reread(environ, nil)
+	return c, misspelt, err
+}
+
+// Reread is Read for a program that runs by the settings of before: what cannot change while it runs is as it was, and kept has the names
+// of those settings that would have changed.
+func Reread(environ map[string]string, before *Config) (c *Config, misspelt []settings.Misspelling, kept []string, err error) {
+	c = new(Config)
+	c.list, err = settings.Read(c, environ)
 	if environ["PUSH_MAX_BYTES"] == "" && c.Proxy.Relay.Resume > 0 {
 		c.Proxy.API.PushMaxBytes = c.Proxy.Relay.ResumeBuffer
 	}
+	if before != nil {
+		kept = c.list.Keep(before.list)
+		if token := before.Proxy.API.AdminToken; (c.Proxy.API.AdminToken == "") != (token == "") {
+			c.Proxy.API.AdminToken = token // that there is /api is settled at the start
+			kept = append(kept, "ADMIN_TOKEN")
+		}
+	}
 	routes, routeMistakes := readRoutes(environ, &c.Proxy)
 	c.Proxy.Routes = routes
-	misspelt := list.Misspelt(environ, Families)
-	mistakes := append([]error{err, c.check(), c.withoutEffect(list)}, routeMistakes...)
+	misspelt = c.list.Misspelt(environ, Families)
+	mistakes := append([]error{err, c.check(), c.withoutEffect(c.list)}, routeMistakes...)
 	for _, m := range misspelt {
 		if m.Guard {
 			mistakes = append(mistakes, m)
@@ -62,7 +80,21 @@ func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q is for a later version, this one does not have it; want it unset", name, value))
 		}
 	}
-	return c, misspelt, errors.Join(mistakes...)
+	return c, misspelt, kept, errors.Join(mistakes...)
+}
+
+// Changed are the names of the settings, routes included, that c has otherwise than before.
+func (c *Config) Changed(before *Config) []string {
+	names := c.list.Changed(before.list)
+	for _, of := range [][2]*Config{{c, before}, {before, c}} {
+		for _, r := range of[0].Proxy.Routes {
+			same := slices.ContainsFunc(of[1].Proxy.Routes, func(other proxy.Route) bool { return reflect.DeepEqual(r, other) })
+			if !same && !slices.Contains(names, r.Setting) {
+				names = append(names, r.Setting)
+			}
+		}
+	}
+	return names
 }
 
 // check finds the mistakes in what only the program needs.

@@ -32,15 +32,15 @@ type Config struct {
 	// FirstMessage accepts the handshake of a client that shows no token, which then must send it as its first text message.
 	// The upstream is not asked before the token is verified, so it sees neither that message nor a choice of its own:
 	// subprotocol and extensions are settled, and the headers of its 101 have nobody to go to.
-	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false" guard:"true"`
+	FirstMessage bool `env:"AUTH_FIRST_MESSAGE" envDefault:"false" guard:"true" fixed:"true"`
 	// FirstMessageFormat is raw, where that message is the token, or a JSON pointer (RFC 6901) to the string in it that is,
 	// such as /token. Empty: raw.
-	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
+	FirstMessageFormat string `env:"AUTH_FIRST_MESSAGE_FORMAT" envDefault:"raw" guard:"true" needs:"AUTH_FIRST_MESSAGE" fixed:"true"`
 	// FirstMessageTimeout is for the whole of that message to arrive. Zero is refused.
-	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
+	FirstMessageTimeout time.Duration `env:"AUTH_FIRST_MESSAGE_TIMEOUT" envDefault:"5s" guard:"true" needs:"AUTH_FIRST_MESSAGE" fixed:"true"`
 	// FirstMessageMax is how many sockets may have their 101 and no session yet, those being closed included; further clients
 	// without a token get 503. Zero is refused.
-	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000" guard:"true" needs:"AUTH_FIRST_MESSAGE"`
+	FirstMessageMax int `env:"AUTH_FIRST_MESSAGE_MAX" envDefault:"1000" guard:"true" needs:"AUTH_FIRST_MESSAGE" fixed:"true"`
 	// RefuseWithClose answers a refused but valid handshake, from an allowed origin, with 101 and a Close frame instead of an
 	// HTTP status: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`

@@ -23,7 +23,7 @@ type Config struct {
 	// Engine is what moves the bytes: "loop", an event loop for each
 	// processor, on Linux and between plain TCP connections; "stream", two
 	// goroutines to a session; or "auto", the loop where it can be had.
-	Engine string `env:"RELAY_ENGINE" envDefault:"auto"`
+	Engine string `env:"RELAY_ENGINE" envDefault:"auto" fixed:"true"`
 	// PingInterval is how long either side may be silent before it is pinged.
 	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s" below:"SESSION_MAX"`
 	// PongTimeout is how long a pinged side may stay silent before it is
@@ -39,7 +39,7 @@ type Config struct {
 	// CloseTimeout is how long a side is waited for at the end: for a frame
 	// boundary, for bytes to be taken, for its Close frame, for its FIN.
 	// It must be positive.
-	CloseTimeout time.Duration `env:"CLOSE_TIMEOUT" envDefault:"5s"`
+	CloseTimeout time.Duration `env:"CLOSE_TIMEOUT" envDefault:"5s" fixed:"true"`
 	// MessageMaxBytes is the largest message over all its fragments, from
 	// either side, in payload bytes as on the wire. 0: no limit; 1 MiB when
 	// terminating, where a message is held in memory.
@@ -54,12 +54,12 @@ type Config struct {
 	PushQueue int64 `env:"PUSH_QUEUE" envDefault:"256KiB" size:"true" needs:"ADMIN_TOKEN"`
 
 	// Resume is how long a session is kept whose client has gone and may come back (docs/resume.md). Zero: not at all.
-	Resume time.Duration `env:"RESUME" envDefault:"0s"`
+	Resume time.Duration `env:"RESUME" envDefault:"0s" fixed:"true"`
 	// ResumeBuffer bounds what is kept of such a session in each direction; one message and 64 KiB more may be. MessageMaxBytes
 	// must fit.
-	ResumeBuffer int64 `env:"RESUME_BUFFER" envDefault:"256KiB" size:"true" needs:"RESUME"`
+	ResumeBuffer int64 `env:"RESUME_BUFFER" envDefault:"256KiB" size:"true" needs:"RESUME" fixed:"true"`
 	// ResumeTotal bounds what is kept of all of them together.
-	ResumeTotal int64 `env:"RESUME_TOTAL" envDefault:"256MiB" size:"true" needs:"RESUME"`
+	ResumeTotal int64 `env:"RESUME_TOTAL" envDefault:"256MiB" size:"true" needs:"RESUME" fixed:"true"`
 
 	// MessageRate is how many messages a client may send per second, in
 	// bursts of MessageBurst, which must then be positive; control frames and continuation

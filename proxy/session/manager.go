@@ -24,15 +24,15 @@ import (
 // Config is what a Manager needs.
 type Config struct {
 	// Renewal lets a session live on by another token of the same subject.
-	Renewal bool `env:"RENEWAL" envDefault:"false"`
+	Renewal bool `env:"RENEWAL" envDefault:"false" fixed:"true"`
 	// Hello sends a session's id, when its credential ends and where the history of pushes stands, as a first text message. It
 	// needs Renewal or History.
-	Hello bool `env:"SESSION_HELLO" envDefault:"false"`
+	Hello bool `env:"SESSION_HELLO" envDefault:"false" fixed:"true"`
 	// Groups are the places from which a session has its groups: claim:NAME, a string or a list; auth:HEADER of the
 	// verifier's answer, a list by comma; query:NAME, which the client chooses.
 	Groups []string `env:"SESSION_GROUPS" needs:"ADMIN_TOKEN"`
 	// History is how many pushes are kept for clients that come back, and for how long. Zero: none.
-	History HistorySize `env:"PUSH_HISTORY" envDefault:"" needs:"ADMIN_TOKEN"`
+	History HistorySize `env:"PUSH_HISTORY" envDefault:"" needs:"ADMIN_TOKEN" fixed:"true"`
 
 	// Listed has every session found by id, subject, group, path and address. Renewal does so, too.
 	Listed bool `env:"-"`
