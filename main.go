@@ -50,7 +50,7 @@ const (
 var openAPI []byte
 
 const usage = `usage:
-  portcullis               serve; every setting is an environment variable (config.example.env lists them)
+  portcullis               serve; every setting is an environment variable (config.example.env lists them), or a line of the file ENV_FILE
   portcullis probe [URL]   connect to URL as a WebSocket client and tell what happens; without URL ask /readyz at ADMIN_ADDR
   portcullis sessions      list the open sessions, by the API at ADMIN_ADDR; -h tells its flags, and those of the next two
   portcullis kick          end some of them
@@ -183,10 +183,15 @@ func serve(environ map[string]string) int {
 	log.SetOutput(io.Discard)
 	runtime.MemProfileRate = 0 // nothing here serves a profile
 
+	environ, fileErr := config.Environ(environ)
+	if environ == nil {
+		fmt.Fprintln(os.Stderr, fileErr)
+		return exitSettings
+	}
 	c, misspelt, err := config.Read(environ)
 	p, buildErr := build(c)
 	defer p.close()
-	if err := errors.Join(err, buildErr); err != nil {
+	if err := errors.Join(fileErr, err, buildErr); err != nil {
 		fmt.Fprintln(os.Stderr, err) // not a log record: a person reads this, whatever LOG_FORMAT says
 		return exitSettings
 	}
@@ -326,7 +331,7 @@ func dialable(addr net.Addr) string {
 
 // probeOnce runs the probe and returns the exit code.
 func probeOnce(environ map[string]string, url string) int {
-	c, _, _ := config.Read(environ) // the operator's listener alone matters here; mistakes are for the serving program to report
+	c, fileErr := commandConfig(environ)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	trust, err := c.AdminTLS()
@@ -334,20 +339,32 @@ func probeOnce(environ map[string]string, url string) int {
 		err = probe.Run(ctx, probe.Config{URL: url, AdminAddr: c.Admin.Addr, AdminTLS: trust, Out: os.Stdout})
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "probe:", err)
+		// A file that is being edited is none of a health check's failures, but may be why it asked at the wrong address.
+		fmt.Fprintln(os.Stderr, "probe:", errors.Join(err, fileErr))
 		return exitFailed
 	}
 	return exitDrained
 }
 
+// commandConfig reads the settings for a command to which the operator's listener alone matters: other mistakes than those of ENV_FILE
+// are for the serving program to report.
+func commandConfig(environ map[string]string) (config.Config, error) {
+	all, err := config.Environ(environ)
+	if all == nil {
+		all = environ
+	}
+	c, _, _ := config.Read(all)
+	return c, err
+}
+
 // operateOnce runs a command for the operator and returns the exit code.
 func operateOnce(environ map[string]string, args []string) int {
-	c, _, _ := config.Read(environ) // as in probeOnce
+	c, fileErr := commandConfig(environ)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	trust, trustErr := c.AdminTLS()
 	addr, addrErr := probe.DialAddr(c.Admin.Addr)
-	if err := errors.Join(trustErr, addrErr); err != nil {
+	if err := errors.Join(fileErr, trustErr, addrErr); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", args[0], err)
 		return exitSettings
 	}

@@ -20,6 +20,8 @@ import (
 
 // Config is the whole environment: the Config structs of the packages, and what only the program needs.
 type Config struct {
+	// EnvFile is the path of a file with further variables, which [Environ] reads. Empty: there is none.
+	EnvFile string `env:"ENV_FILE"`
 	// ListenAddr is the front listener's host:port; without a host it listens on every address.
 	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000"`
 	// LogLevel is the least level written to standard error.
@@ -41,7 +43,7 @@ var Reserved = []string{"PROXY_PROTOCOL"}
 var Families = []string{"AUTH_", "BUS_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "REDIS_", "RELAY_", "RESUME_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
-// Read reads the environment. The error joins every mistake in it, one a line.
+// Read reads what [Environ] returned. The error joins every mistake in it, one a line.
 func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 	var c Config
 	list, err := settings.Read(&c, environ)

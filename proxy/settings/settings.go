@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -150,6 +151,11 @@ func (l List) Get(name string) Setting {
 		}
 	}
 	panic("settings: there is no " + name)
+}
+
+// TakesEmpty reports whether an empty variable of a name says something, and so does not count as not set.
+func (l List) TakesEmpty(name string) bool {
+	return slices.ContainsFunc(l, func(s Setting) bool { return s.Name == name && s.emptyIsValue })
 }
 
 // withoutEffect returns the mistake of a setting that another one takes the effect from: whoever sets it relies on something
