@@ -31,6 +31,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
+	"portcullis/proxy/check"
 	"portcullis/proxy/config"
 	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
@@ -52,6 +53,7 @@ var openAPI []byte
 const usage = `usage:
   portcullis               serve; every setting is an environment variable (config.example.env lists them), or a line of the file ENV_FILE
   portcullis probe [URL]   connect to URL as a WebSocket client and tell what happens; without URL ask /readyz at ADMIN_ADDR
+  portcullis check         say whether the settings are right, and whether what they name is there and fit; -h tells its flag
   portcullis sessions      list the open sessions, by the API at ADMIN_ADDR; -h tells its flags, and those of the next two
   portcullis kick          end some of them
   portcullis send          send a message to some of them
@@ -66,6 +68,8 @@ func main() {
 		os.Exit(serve(environ))
 	case args[0] == "probe" && len(args) <= 2:
 		os.Exit(probeOnce(environ, strings.Join(args[1:], "")))
+	case args[0] == "check":
+		os.Exit(checkOnce(environ, args[1:]))
 	case slices.Contains(operate.Commands, args[0]):
 		os.Exit(operateOnce(environ, args))
 	case slices.Contains([]string{"version", "-v", "-version", "--version"}, args[0]) && len(args) == 1:
@@ -95,11 +99,17 @@ type program struct {
 	proxy   *proxy.Proxy
 	admin   *admin.Server
 	backend *echo.Server // nil: UPSTREAM_URL names the backend
+
+	checking bool // only the mistakes are wanted: nothing is started, not even the bundled backend, and nothing is logged
 }
 
 // build makes the program's parts from the settings, and checks them as a whole. The error joins every mistake, one a line.
 func build(c config.Config) (*program, error) {
 	p := &program{Config: c, log: newLogger(c)}
+	return p, p.build()
+}
+
+func (p *program) build() error {
 	var mistakes []error
 	if err := p.chooseBackend(); err != nil {
 		mistakes = append(mistakes, err)
@@ -115,7 +125,11 @@ func build(c config.Config) (*program, error) {
 	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, metrics, p.log
 	p.Proxy.API.OpenAPI = openAPI
 	var err error
-	p.proxy, err = proxy.New(p.Proxy)
+	if p.checking {
+		err = proxy.Check(p.Proxy)
+	} else {
+		p.proxy, err = proxy.New(p.Proxy)
+	}
 	mistakes = append(mistakes, err)
 	p.Admin.Ready = p.proxy.Ready
 	if p.proxy != nil {
@@ -123,7 +137,7 @@ func build(c config.Config) (*program, error) {
 	}
 	p.admin, err = admin.New(p.Admin, metrics)
 	mistakes = append(mistakes, err)
-	return p, errors.Join(mistakes...)
+	return errors.Join(mistakes...)
 }
 
 func newLogger(c config.Config) *slog.Logger {
@@ -154,6 +168,13 @@ func (p *program) chooseBackend() error {
 			`want the URL of your token endpoint, or AUTH_MODE=none to let everyone in on purpose`)
 	case p.Proxy.Upstream.URL != "":
 		return nil
+	}
+	if p.checking {
+		p.Proxy.Upstream.URL = "ws://localhost" // any will do
+		if bundledTokens {
+			p.Proxy.Auth.URL = "http://localhost"
+		}
+		return p.Demo.Check()
 	}
 	var err error
 	if p.backend, err = echo.Start(p.Demo); err != nil {
@@ -355,6 +376,27 @@ func commandConfig(environ map[string]string) (config.Config, error) {
 	}
 	c, _, _ := config.Read(all)
 	return c, err
+}
+
+// checkOnce checks the settings and what they name, and returns the exit code.
+func checkOnce(environ map[string]string, args []string) int {
+	log.SetOutput(io.Discard) // as in serve
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	all, mistakes := config.Environ(environ)
+	c := check.Config{Environ: environ, All: all, Mistakes: mistakes, Out: os.Stdout, Errors: os.Stderr}
+	if all != nil {
+		p := &program{log: slog.New(slog.DiscardHandler), checking: true}
+		var err error
+		p.Config, c.Misspelt, err = config.Read(all)
+		c.Settings, c.Backend, c.Tokens = p.Config, p.Proxy.Upstream.URL == "", p.LacksTokenEndpoint()
+		c.Mistakes = errors.Join(mistakes, err, p.build())
+	}
+	code, err := check.Run(ctx, c, args)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "check:", err)
+	}
+	return code
 }
 
 // operateOnce runs a command for the operator and returns the exit code.

@@ -190,6 +190,16 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
+// Check returns the mistakes that [New] finds in c, and begins nothing: nobody is asked, and no fleet is joined.
+func Check(c Config) error {
+	c.Auth.Idle, c.Upstream.Idle, c.Fleet.Idle = true, true, true
+	p, err := New(c)
+	if err == nil {
+		p.Cut()
+	}
+	return err
+}
+
 // requestTimeout is how long the steps of a request may wait: for a failure token, for the verifier to have time and to answer, for
 // the dial and the upstream.
 func (c *Config) requestTimeout() time.Duration {

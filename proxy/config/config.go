@@ -1,5 +1,5 @@
 // Package config is the whole environment of the program: the Config of each room, read by package settings, and what only all of
-// them together can get wrong. It stands above package proxy, and only main is above it.
+// them together can get wrong. It stands above package proxy, and only main and package check are above it.
 package config
 
 import (
@@ -63,6 +63,12 @@ func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 		}
 	}
 	return c, misspelt, errors.Join(mistakes...)
+}
+
+// List is every setting, with what it came to by what [Environ] returned. A mistaken one has its default.
+func List(environ map[string]string) settings.List {
+	list, _ := settings.Read(new(Config), environ)
+	return list
 }
 
 // check finds the mistakes in what only the program needs.

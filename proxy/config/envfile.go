@@ -12,8 +12,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/joho/godotenv"
-
-	"portcullis/proxy/settings"
 )
 
 // maxFile bounds ENV_FILE, in bytes.
@@ -31,7 +29,7 @@ func Environ(environ map[string]string) (map[string]string, error) {
 	if all == nil {
 		return nil, err
 	}
-	list, _ := settings.Read(new(Config), nil)
+	list := List(nil)
 	for name, value := range environ {
 		if _, inFile := all[name]; !inFile || value != "" || list.TakesEmpty(name) {
 			all[name] = value
