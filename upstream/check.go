@@ -23,7 +23,7 @@ type Found struct {
 
 // alertTime is how long is waited for a target to refuse a client without, or with another, certificate: in TLS 1.3 it does so after the
 // handshake (RFC 8446 section 4.4.2.4).
-const alertTime = 200 * time.Millisecond
+const alertTime = 500 * time.Millisecond
 
 // Check looks each target up, dials all of its addresses at the same time, and does one health check at each where there are any. A
 // target may take DialTimeout and, with health checks, HealthTimeout, and its name 5 s. The error is that of [New].
