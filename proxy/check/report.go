@@ -28,16 +28,16 @@ type Route struct {
 
 // Target is one address of one target.
 type Target struct {
-	URL        string     `json:"url"` // without its query
-	Address    string     `json:"address"`
-	OK         bool       `json:"ok"`
-	Connected  float64    `json:"connect_seconds"`             // with TLS
-	TLS        string     `json:"tls,omitempty"`               // the version
-	Until      *time.Time `json:"certificate_until,omitempty"` // the end of its certificate
-	ExpiresNow bool       `json:"certificate_expires_soon,omitempty"`
-	Health     bool       `json:"health_check_passed,omitempty"`
-	Problem    string     `json:"problem,omitempty"`
-	Want       string     `json:"want,omitempty"`
+	URL         string     `json:"url"` // without its query
+	Address     string     `json:"address"`
+	OK          bool       `json:"ok"`
+	Connected   float64    `json:"connect_seconds"`             // with TLS
+	TLS         string     `json:"tls,omitempty"`               // the version
+	Until       *time.Time `json:"certificate_until,omitempty"` // the end of its certificate
+	ExpiresSoon bool       `json:"certificate_expires_soon,omitempty"`
+	Health      bool       `json:"health_check_passed,omitempty"`
+	Problem     string     `json:"problem,omitempty"`
+	Want        string     `json:"want,omitempty"`
 }
 
 // Level says how good or bad a Finding is.
@@ -87,7 +87,7 @@ func (r *Report) count() (faults, warnings int) {
 			switch {
 			case !t.OK:
 				faults++
-			case t.ExpiresNow:
+			case t.ExpiresSoon:
 				warnings++
 			}
 		}
@@ -126,7 +126,7 @@ func (r *Report) print(out io.Writer) {
 			case !t.OK:
 				state = string(Fault)
 				wrong = append(wrong, fmt.Sprintf("fault: %s at %s: %s; want %s", t.URL, t.Address, t.Problem, t.Want))
-			case t.ExpiresNow:
+			case t.ExpiresSoon:
 				state = string(Warning)
 				wrong = append(wrong, fmt.Sprintf("warning: %s at %s: its certificate expires soon, at %s; want it renewed", t.URL, t.Address, t.Until.Format(time.RFC3339)))
 			}

@@ -43,7 +43,7 @@ func (r *route) ask(ctx context.Context) Route {
 	for _, f := range found {
 		t := Target{URL: f.Target, Address: f.Address, OK: f.Err == nil, Connected: f.Took.Seconds(), TLS: f.TLS, Health: f.Health}
 		if f.TLS != "" {
-			t.Until, t.ExpiresNow = &f.Until, certificate.ExpiresSoon(f.Until, now)
+			t.Until, t.ExpiresSoon = &f.Until, certificate.ExpiresSoon(f.Until, now)
 		}
 		if f.Err != nil {
 			t.Problem, t.Want = f.Err.Error(), remedy(f.Err, upstreamNames)

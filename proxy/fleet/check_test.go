@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"portcullis/proxy/rabbittest"
 	"portcullis/ratelimit"
 )
 
@@ -169,6 +170,17 @@ func TestCheckOfTheBus(t *testing.T) {
 				t.Errorf("a password is shown: %v", found.BusErr)
 			}
 		})
+	}
+}
+
+func TestCheckOfRabbitMQ(t *testing.T) {
+	r := rabbittest.Start(t)
+	s := newServer(t)
+	if found := checked(t, s.URL(), r.URL()); found.BusErr != nil || found.Bus != "127.0.0.1:"+r.Port {
+		t.Errorf("got %+v", found)
+	}
+	if found := checked(t, s.URL(), "amqp://gate:hunter2@127.0.0.1:"+r.Port); found.BusErr == nil || strings.Contains(found.BusErr.Error(), "hunter2") {
+		t.Errorf("a wrong password: %+v", found)
 	}
 }
 
