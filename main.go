@@ -31,6 +31,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
+	"portcullis/proxy/check"
 	"portcullis/proxy/config"
 	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
@@ -51,8 +52,9 @@ const (
 var openAPI []byte
 
 const usage = `usage:
-  portcullis               serve; every setting is an environment variable (config.example.env lists them)
+  portcullis               serve; every setting is an environment variable (config.example.env lists them), or a line of the file ENV_FILE
   portcullis probe [URL]   connect to URL as a WebSocket client and tell what happens; without URL ask /readyz at ADMIN_ADDR
+  portcullis check         say whether the settings are right, and whether what they name is there and fit; -h tells its flag
   portcullis sessions      list the open sessions, by the API at ADMIN_ADDR; -h tells its flags, and those of the next two
   portcullis kick          end some of them
   portcullis send          send a message to some of them
@@ -67,6 +69,8 @@ func main() {
 		os.Exit(serve(environ))
 	case args[0] == "probe" && len(args) <= 2:
 		os.Exit(probeOnce(environ, strings.Join(args[1:], "")))
+	case args[0] == "check":
+		os.Exit(checkOnce(environ, args[1:]))
 	case slices.Contains(operate.Commands, args[0]):
 		os.Exit(operateOnce(environ, args))
 	case slices.Contains([]string{"version", "-v", "-version", "--version"}, args[0]) && len(args) == 1:
@@ -99,6 +103,8 @@ type program struct {
 	proxy    *proxy.Proxy
 	admin    *admin.Server
 	backend  *echo.Server // nil: UPSTREAM_URL names the backend
+
+	checking bool // only the mistakes are wanted: nothing is started, not even the bundled backend, and nothing is logged
 }
 
 // build makes the program's parts from the settings, and checks them as a whole. The error joins every mistake, one a line.
@@ -106,6 +112,10 @@ func build(c *config.Config) (*program, error) {
 	p := &program{Config: *c, settings: c, level: new(slog.LevelVar)}
 	p.level.Set(c.LogLevel)
 	p.log = newLogger(c.LogFormat, p.level)
+	return p, p.build()
+}
+
+func (p *program) build() error {
 	var mistakes []error
 	if err := p.chooseBackend(); err != nil {
 		mistakes = append(mistakes, err)
@@ -121,7 +131,11 @@ func build(c *config.Config) (*program, error) {
 	p.Proxy.Logger, p.Proxy.Metrics, p.Admin.Logger = p.log, p.metrics, p.log
 	p.Proxy.API.OpenAPI = openAPI
 	var err error
-	p.proxy, err = proxy.New(p.Proxy)
+	if p.checking {
+		err = proxy.Check(p.Proxy)
+	} else {
+		p.proxy, err = proxy.New(p.Proxy)
+	}
 	mistakes = append(mistakes, err)
 	p.Admin.Ready = p.proxy.Ready
 	if p.proxy != nil {
@@ -129,7 +143,7 @@ func build(c *config.Config) (*program, error) {
 	}
 	p.admin, err = admin.New(p.Admin, p.metrics)
 	mistakes = append(mistakes, err)
-	return p, errors.Join(mistakes...)
+	return errors.Join(mistakes...)
 }
 
 func newLogger(format string, level slog.Leveler) *slog.Logger {
@@ -164,6 +178,13 @@ func (p *program) chooseBackend() (err error) {
 	case p.NamesBackend():
 		return nil
 	}
+	if p.checking {
+		p.Proxy.Upstream.URL = "ws://localhost" // any will do
+		if bundledTokens {
+			p.Proxy.Auth.URL = "http://localhost"
+		}
+		return p.Demo.Check()
+	}
 	if p.backend == nil {
 		if p.backend, err = echo.Start(p.Demo); err != nil {
 			return err
@@ -196,10 +217,15 @@ func serve(environ map[string]string) int {
 	log.SetOutput(io.Discard)
 	runtime.MemProfileRate = 0 // nothing here serves a profile
 
-	c, misspelt, err := config.Read(environ)
+	all, fileErr := config.Environ(environ)
+	if all == nil {
+		fmt.Fprintln(os.Stderr, fileErr)
+		return exitSettings
+	}
+	c, misspelt, err := config.Read(all)
 	p, buildErr := build(c)
 	defer p.close()
-	if err := errors.Join(err, buildErr); err != nil {
+	if err := errors.Join(fileErr, err, buildErr); err != nil {
 		fmt.Fprintln(os.Stderr, err) // not a log record: a person reads this, whatever LOG_FORMAT says
 		return exitSettings
 	}
@@ -255,18 +281,7 @@ func (p *program) run(signals, hangups <-chan os.Signal, environ map[string]stri
 
 // reload reads the settings again. Where they have a mistake, nothing changes.
 func (p *program) reload(environ map[string]string) {
-	c, misspelt, kept, err := config.Reread(environ, p.settings)
-	next := &program{Config: *c, backend: p.backend}
-	mayStart := p.backend != nil || c.NamesBackend()
-	if err == nil && mayStart {
-		err = next.chooseBackend()
-	}
-	if !mayStart {
-		err = errors.Join(err, errors.New("UPSTREAM_URL: \"\" would have the bundled backend started, which is for a start; want the targets, or a restart"))
-	}
-	if err == nil {
-		err = p.proxy.Reload(next.Proxy)
-	}
+	c, misspelt, kept, err := p.reread(environ)
 	p.metrics.Reloaded(err == nil)
 	if err != nil {
 		p.log.Error("the settings were not reloaded, and the old ones hold", "mistakes", strings.Split(err.Error(), "\n"))
@@ -280,6 +295,26 @@ func (p *program) reload(environ map[string]string) {
 		p.log.Warn("settings that cannot change while it runs are as they were; want a restart for them", "settings", kept)
 	}
 	p.log.Info("reloaded", "changed", changed)
+}
+
+// reread reads the settings again and has the proxy go by them. The error joins every mistake, one a line.
+func (p *program) reread(environ map[string]string) (c *config.Config, misspelt []settings.Misspelling, kept []string, err error) {
+	all, fileErr := config.Environ(environ)
+	if all == nil {
+		return nil, nil, nil, fileErr
+	}
+	c, misspelt, kept, err = config.Reread(all, p.settings)
+	next := &program{Config: *c, backend: p.backend}
+	if p.backend == nil && !c.NamesBackend() {
+		err = errors.Join(err, errors.New("UPSTREAM_URL: \"\" would have the bundled backend started, which is for a start; want the targets, or a restart"))
+	}
+	if err = errors.Join(fileErr, err); err != nil {
+		return nil, nil, nil, err
+	}
+	if err = next.chooseBackend(); err == nil {
+		err = p.proxy.Reload(next.Proxy)
+	}
+	return c, misspelt, kept, err
 }
 
 // listen opens the front listener.
@@ -388,7 +423,7 @@ func dialable(addr net.Addr) string {
 
 // probeOnce runs the probe and returns the exit code.
 func probeOnce(environ map[string]string, url string) int {
-	c, _, _ := config.Read(environ) // the operator's listener alone matters here; mistakes are for the serving program to report
+	c, fileErr := commandConfig(environ)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	trust, err := c.AdminTLS()
@@ -396,20 +431,53 @@ func probeOnce(environ map[string]string, url string) int {
 		err = probe.Run(ctx, probe.Config{URL: url, AdminAddr: c.Admin.Addr, AdminTLS: trust, Out: os.Stdout})
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "probe:", err)
+		// A file that is being edited is none of a health check's failures, but may be why it asked at the wrong address.
+		fmt.Fprintln(os.Stderr, "probe:", errors.Join(err, fileErr))
 		return exitFailed
 	}
 	return exitDrained
 }
 
+// commandConfig reads the settings for a command to which the operator's listener alone matters: other mistakes than those of ENV_FILE
+// are for the serving program to report.
+func commandConfig(environ map[string]string) (*config.Config, error) {
+	all, err := config.Environ(environ)
+	if all == nil {
+		all = environ
+	}
+	c, _, _ := config.Read(all)
+	return c, err
+}
+
+// checkOnce checks the settings and what they name, and returns the exit code.
+func checkOnce(environ map[string]string, args []string) int {
+	log.SetOutput(io.Discard) // as in serve
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	all, mistakes := config.Environ(environ)
+	c := check.Config{Environ: environ, All: all, Mistakes: mistakes, Out: os.Stdout, Errors: os.Stderr}
+	if all != nil {
+		read, misspelt, err := config.Read(all)
+		p := &program{Config: *read, log: slog.New(slog.DiscardHandler), checking: true}
+		c.Misspelt = misspelt
+		c.Settings, c.Backend, c.Tokens = read, !p.NamesBackend(), p.LacksTokenEndpoint()
+		c.Mistakes = errors.Join(mistakes, err, p.build())
+	}
+	code, err := check.Run(ctx, c, args)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "check:", err)
+	}
+	return code
+}
+
 // operateOnce runs a command for the operator and returns the exit code.
 func operateOnce(environ map[string]string, args []string) int {
-	c, _, _ := config.Read(environ) // as in probeOnce
+	c, fileErr := commandConfig(environ)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	trust, trustErr := c.AdminTLS()
 	addr, addrErr := probe.DialAddr(c.Admin.Addr)
-	if err := errors.Join(trustErr, addrErr); err != nil {
+	if err := errors.Join(fileErr, trustErr, addrErr); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", args[0], err)
 		return exitSettings
 	}

@@ -46,6 +46,7 @@
 //	  - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
 //	  - config, above this package, is the environment: every room's settings, and what only all of them together can get wrong.
 //	  - operate is what an operator does from a shell; it asks /api and knows no room.
+//	  - check, above config, has each room ask once what its settings name, before a gate serves. [Check] finds the mistakes alone.
 //	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header. Both
 //	    listeners, front and admin, use certificate.
 //

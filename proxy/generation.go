@@ -119,6 +119,7 @@ func (p *Proxy) compileRoutes(c Config) (all []gate.Route, err error) {
 		r.Upstream.KeepAlive = r.Relay.PingInterval == 0 // where there is no heartbeat
 		r.Upstream.Exhausted, r.Upstream.Logger, r.Upstream.Servers = gate.Exhausted, p.log, p.servers
 		r.Upstream.Setting, r.Upstream.Secure = r.Setting, c.secureTargets()
+		r.Upstream.Idle = c.Upstream.Idle
 		compiled.Upstream, err = upstream.New(r.Upstream)
 		mistakes = append(mistakes, err)
 		all = append(all, compiled)

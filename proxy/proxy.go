@@ -156,6 +156,16 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
+// Check returns the mistakes that [New] finds in c, and begins nothing: nobody is asked, and no fleet is joined.
+func Check(c Config) error {
+	c.Auth.Idle, c.Upstream.Idle, c.Fleet.Idle = true, true, true
+	p, err := New(c)
+	if err == nil {
+		p.Cut()
+	}
+	return err
+}
+
 // KnownReasons are the label values that Config.Metrics must be made for.
 func KnownReasons() admin.Known {
 	known := admin.Known{RefusalReasons: refusal.Reasons(), PushDrops: relay.Drops(), BusDrops: fleet.Drops(), EndReasons: make(map[string][]int)}

@@ -168,7 +168,10 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint) error {
 		return err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeader)), nil)
-	if err != nil {
+	switch {
+	case isTimeout(err):
+		return fmt.Errorf("its health check has no answer in %v", u.checks.timeout)
+	case err != nil:
 		return errors.New("the answer to its health check is not HTTP") // the error quotes it
 	}
 	if resp.StatusCode < 200 || resp.StatusCode >= 400 {

@@ -109,6 +109,8 @@ type Config struct {
 	Exhausted func(error) bool `env:"-"`
 	// Logger is told which targets are left alone. Nil: nobody is.
 	Logger *slog.Logger `env:"-"`
+	// Idle has nothing looked up and nothing checked in the background. It is for who wants to know the mistakes alone, or asks once.
+	Idle bool `env:"-"`
 	// KeepAlive has TCP ask a silent upstream whether it is still there, with Go's intervals. It is for connections that
 	// nothing else watches.
 	KeepAlive bool `env:"-"`
@@ -209,10 +211,10 @@ func New(c Config) (*Upstream, error) {
 	u.servers.mu.Unlock()
 	var ctx context.Context
 	ctx, u.stop = context.WithCancel(context.Background())
-	if names {
+	if names && !c.Idle {
 		u.running.Go(func() { u.resolve(ctx) })
 	}
-	if c.HealthPath != "" {
+	if c.HealthPath != "" && !c.Idle {
 		u.running.Go(func() { u.check(ctx) })
 	}
 	return u, nil

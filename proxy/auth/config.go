@@ -107,6 +107,9 @@ type Config struct {
 	// cache or from a shared call does not count. Nil: nobody is told.
 	Observe func(took time.Duration, err error) `env:"-"`
 
+	// Idle has no keys fetched in the background: nobody is let in by them. It is for who wants to know the mistakes alone.
+	Idle bool `env:"-"`
+
 	// Logger is told when the keys cannot be fetched and when the verifier is
 	// given up for a while, and when either is over. Nil: nobody is told.
 	Logger *slog.Logger `env:"-"`

@@ -1,5 +1,5 @@
 // Package config is the whole environment of the program: the Config of each room, read by package settings, and what only all of
-// them together can get wrong. It stands above package proxy, and only main is above it.
+// them together can get wrong. It stands above package proxy, and only main and package check are above it.
 package config
 
 import (
@@ -22,6 +22,8 @@ import (
 
 // Config is the whole environment: the Config structs of the packages, and what only the program needs.
 type Config struct {
+	// EnvFile is the path of a file with further variables, which [Environ] reads. Empty: there is none.
+	EnvFile string `env:"ENV_FILE"`
 	// ListenAddr is the front listener's host:port; without a host it listens on every address.
 	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000" fixed:"true"`
 	// LogLevel is the least level written to standard error.
@@ -45,7 +47,7 @@ var Reserved = []string{"PROXY_PROTOCOL"}
 var Families = []string{"AUTH_", "BUS_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "REDIS_", "RELAY_", "RESUME_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
-// Read reads the environment. The error joins every mistake in it, one a line.
+// Read reads what [Environ] returned. The error joins every mistake in it, one a line.
 func Read(environ map[string]string) (*Config, []settings.Misspelling, error) {
 	c, misspelt, _, err := Reread(environ, nil)
 	return c, misspelt, err
@@ -95,6 +97,12 @@ func (c *Config) Changed(before *Config) []string {
 		}
 	}
 	return names
+}
+
+// List is every setting, with what it came to by what [Environ] returned. A mistaken one has its default.
+func List(environ map[string]string) settings.List {
+	list, _ := settings.Read(new(Config), environ)
+	return list
 }
 
 // check finds the mistakes in what only the program needs.

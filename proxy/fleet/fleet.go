@@ -55,6 +55,8 @@ type Config struct {
 	// HistoryPushes and HistoryAge bound the pushes that Redis keeps for clients that come back. Zero: none is kept.
 	HistoryPushes int           `env:"-"`
 	HistoryAge    time.Duration `env:"-"`
+	// Idle has New join nothing and return nil where there is no mistake. It is for who wants to know the mistakes alone.
+	Idle bool `env:"-"`
 	// Failed is told once, with the reason, where this instance cannot be one of the fleet and is to end. Nil: nobody is.
 	Failed func(error) `env:"-"`
 	// Logger gets a line when Redis goes away, and when it is back. It must not be nil, as Metrics.
@@ -141,6 +143,13 @@ func New(c Config) (*Fleet, error) {
 	}
 	if err := errors.Join(mistakes...); err != nil {
 		return nil, err
+	}
+	if c.Idle {
+		client.Close()
+		if engine != nil {
+			engine.close()
+		}
+		return nil, nil
 	}
 	f := &Fleet{
 		name: c.Name, instance: c.Instance, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -178,6 +179,11 @@ func (l List) Changed(before List) (names []string) {
 
 func (s Setting) differs(before Setting) bool {
 	return s.field.IsValid() && !reflect.DeepEqual(s.field.Interface(), before.field.Interface())
+}
+
+// TakesEmpty reports whether an empty variable of a name says something, and so does not count as not set.
+func (l List) TakesEmpty(name string) bool {
+	return slices.ContainsFunc(l, func(s Setting) bool { return s.Name == name && s.emptyIsValue })
 }
 
 // withoutEffect returns the mistake of a setting that another one takes the effect from: whoever sets it relies on something

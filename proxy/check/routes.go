@@ -1,0 +1,71 @@
+package check
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"portcullis/proxy/certificate"
+	"portcullis/upstream"
+)
+
+// route is one of the settings, to be asked.
+type route struct {
+	name     string
+	paths    []string // as PATHS
+	upstream upstream.Config
+	bundled  bool // it is to the bundled backend, which is not there yet
+}
+
+// routes are those of the settings.
+func (c *Config) routes() []route {
+	var all []route
+	for _, r := range c.Settings.Proxy.Routes {
+		u := r.Upstream
+		u.Setting, u.Secure = r.Setting, true // the settings have been found right as a whole
+		all = append(all, route{name: r.Name, paths: []string{r.Host + r.Paths[0]}, upstream: u})
+	}
+	if len(all) > 0 {
+		return all
+	}
+	return []route{{paths: c.Settings.Proxy.Gate.Paths, upstream: c.Settings.Proxy.Upstream, bundled: c.Backend}}
+}
+
+// ask connects to every target.
+func (r *route) ask(ctx context.Context) Route {
+	answer := Route{Name: r.name, Paths: r.paths, Targets: []Target{}}
+	switch {
+	case len(r.paths) > 0:
+	case r.bundled:
+		answer.Paths = []string{"/"}
+	default:
+		answer.Paths = []string{"/*"}
+	}
+	if r.bundled {
+		answer.Targets = append(answer.Targets, Target{URL: "the bundled backend", OK: true})
+		return answer
+	}
+	found, err := upstream.Check(ctx, r.upstream)
+	if err != nil { // the settings are right, so a file has changed just now
+		answer.Targets = append(answer.Targets, Target{Problem: err.Error(), Want: "it checked again"})
+	}
+	names := upstreamNames
+	names.server = cmp.Or(r.upstream.Setting, names.server)
+	now := time.Now()
+	for _, f := range found {
+		t := Target{URL: f.Target, Address: f.Address, OK: f.Err == nil, Connected: f.Took.Seconds(), TLS: f.TLS, Health: f.Health}
+		if f.TLS != "" {
+			t.Until, t.ExpiresSoon = &f.Until, certificate.ExpiresSoon(f.Until, now)
+		}
+		if f.Err != nil {
+			t.Problem, t.Want = f.Err.Error(), remedy(f.Err, names)
+		}
+		answer.Targets = append(answer.Targets, t)
+	}
+	return answer
+}
+
+var upstreamNames = names{
+	server: "UPSTREAM_URL", timeout: "UPSTREAM_DIAL_TIMEOUT", authorities: "UPSTREAM_CA_FILE", client: "UPSTREAM_CERT_FILE and UPSTREAM_KEY_FILE",
+	serverName: "UPSTREAM_SERVER_NAME", plain: "ws or http", otherwise: "a target that passes the check of UPSTREAM_HEALTH_PATH",
+}
