@@ -58,8 +58,12 @@ func Read(environ map[string]string) (*Config, []settings.Misspelling, error) {
 func Reread(environ map[string]string, before *Config) (c *Config, misspelt []settings.Misspelling, kept []string, err error) {
 	c = new(Config)
 	c.list, err = settings.Read(c, environ)
-	if environ["PUSH_MAX_BYTES"] == "" && c.Proxy.Relay.Resume > 0 {
-		c.Proxy.API.PushMaxBytes = c.Proxy.Relay.ResumeBuffer
+	resumption := &c.Proxy.Relay
+	if before != nil {
+		resumption = &before.Proxy.Relay // which stays
+	}
+	if environ["PUSH_MAX_BYTES"] == "" && resumption.Resume > 0 {
+		c.Proxy.API.PushMaxBytes = resumption.ResumeBuffer
 	}
 	if before != nil {
 		kept = c.list.Keep(before.list)
