@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -13,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -136,7 +138,7 @@ func TestJSON(t *testing.T) {
 	envFile := file(t, "PATHS=/a, /b/*\nREDIS_URL="+redis.URL()+"\nLIMIT_SESSIONS=5\n")
 	exit, out := run(t, []string{
 		"ENV_FILE=" + envFile, "UPSTREAM_URL=" + b.URL() + "?key=hunter2 ws://" + gone(t), "AUTH_URL=" + b.TokenURL() + "?key=hunter2",
-		"LIMIT_SESSIONS=6", "REDIS_TIMEOUT=20s", "AUTH_CLIENT_SECRET=hunter2", "UPSTREAM_HEALTH_PATH=/token?token=token",
+		"LIMIT_SESSIONS=6", "REDIS_TIMEOUT=20s", "AUTH_CLIENT_SECRET_FILE=" + file(t, "hunter2"), "UPSTREAM_HEALTH_PATH=/token?token=token",
 	}, "-json")
 	if exit != Faulty {
 		t.Errorf("exit code %d", exit)
@@ -195,7 +197,7 @@ func TestFindings(t *testing.T) {
 		{"an upstream that is gone", []string{"UPSTREAM_URL=ws://" + gone(t)}, Faulty, []string{"connection refused; want it started, or UPSTREAM_URL with", "1 fault, "}},
 		{"one of two is gone", []string{"UPSTREAM_URL=ws://" + gone(t) + " " + b.URL()}, Faulty, []string{"connection refused", "1 fault, "}},
 		{"an upstream that hangs", []string{"UPSTREAM_URL=wss://" + silent(t), "UPSTREAM_DIAL_TIMEOUT=100ms"}, Faulty, []string{"or a longer UPSTREAM_DIAL_TIMEOUT"}},
-		{"a health check that fails", []string{"UPSTREAM_HEALTH_PATH=/token?token=hunter2"}, Faulty, []string{"its health check says 400; want a target that passes"}},
+		{"a health check that fails", []string{"UPSTREAM_HEALTH_PATH=/token?token=hunter2"}, Faulty, []string{"its health check says 400; want a target in UPSTREAM_URL that takes"}},
 		{"a health check that hangs", []string{"UPSTREAM_URL=ws://" + silent(t), "UPSTREAM_HEALTH_PATH=/", "UPSTREAM_HEALTH_TIMEOUT=100ms"}, Faulty,
 			[]string{"its health check has no answer in 100ms"}},
 		{"no TLS where it is wanted", []string{"UPSTREAM_URL=" + strings.Replace(b.URL(), "ws:", "wss:", 1)}, Faulty, []string{"want UPSTREAM_URL with ws or http, for it speaks no TLS"}},
@@ -230,6 +232,43 @@ func TestFindings(t *testing.T) {
 			if t.Failed() {
 				_, out, _ := strings.Cut(out, "\n\n")
 				t.Logf("it says\n%s", out)
+			}
+		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	newServer := func(edit func(*httptest.Server)) (address, caFile string) {
+		s := httptest.NewUnstartedServer(http.NotFoundHandler())
+		s.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are meant to fail
+		edit(s)
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String(), file(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	}
+	address, caFile := newServer(func(*httptest.Server) {})
+	asking, _ := newServer(func(s *httptest.Server) {
+		s.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}
+	})
+	_, port, _ := net.SplitHostPort(address)
+	for _, test := range []struct {
+		name    string
+		environ []string
+		exit    int
+		want    string
+	}{
+		{"right", []string{"UPSTREAM_URL=wss://" + address, "UPSTREAM_CA_FILE=" + caFile}, Well, "TLS 1.3"},
+		{"an upstream of another authority", []string{"UPSTREAM_URL=wss://" + address}, Faulty, "want UPSTREAM_CA_FILE with the authority that signed its certificate"},
+		{"an upstream of another name", []string{"UPSTREAM_URL=wss://localhost:" + port, "UPSTREAM_CA_FILE=" + caFile}, Faulty, "or that in UPSTREAM_SERVER_NAME"},
+		{"an upstream that asks for a certificate", []string{"UPSTREAM_URL=wss://" + asking, "UPSTREAM_CA_FILE=" + caFile}, Faulty, "want UPSTREAM_CERT_FILE and UPSTREAM_KEY_FILE with a certificate that it accepts"},
+		{"an endpoint of another authority", []string{"AUTH_MODE=endpoint", "AUTH_URL=https://" + address}, Faulty, "want AUTH_CA_FILE with the authority"},
+		{"an endpoint of another name", []string{"AUTH_MODE=endpoint", "AUTH_URL=https://localhost:" + port, "AUTH_CA_FILE=" + caFile}, Faulty, "want AUTH_URL with a name that its certificate has"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			exit, out := run(t, append([]string{"AUTH_MODE=none", "UPSTREAM_URL=" + backend(t).URL()}, test.environ...))
+			if exit != test.exit || !strings.Contains(out, test.want) {
+				_, out, _ := strings.Cut(out, "\n\n")
+				t.Errorf("exit code %d, want %d and %q; it says\n%s", exit, test.exit, test.want, out)
 			}
 		})
 	}

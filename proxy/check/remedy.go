@@ -46,6 +46,8 @@ func remedy(err error, n names) string {
 		return n.server + " with a name that its certificate has"
 	case errors.As(err, &invalid):
 		return "its certificate renewed, or issued for servers"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "more descriptors for this process (ulimit -n)"
 	case errors.As(err, &record):
 		return n.server + " with " + n.plain + ", for it speaks no TLS there, or another port"
 	case errors.As(err, &operation) && operation.Op == "remote error":

@@ -67,5 +67,5 @@ func (r *route) ask(ctx context.Context) Route {
 
 var upstreamNames = names{
 	server: "UPSTREAM_URL", timeout: "UPSTREAM_DIAL_TIMEOUT", authorities: "UPSTREAM_CA_FILE", client: "UPSTREAM_CERT_FILE and UPSTREAM_KEY_FILE",
-	serverName: "UPSTREAM_SERVER_NAME", plain: "ws or http", otherwise: "a target that passes the check of UPSTREAM_HEALTH_PATH",
+	serverName: "UPSTREAM_SERVER_NAME", plain: "ws or http", otherwise: "a target in UPSTREAM_URL that takes connections from here and answers UPSTREAM_HEALTH_PATH, if that is set, with 200 to 399",
 }

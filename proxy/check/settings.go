@@ -17,7 +17,7 @@ func (c *Config) settings() []Setting {
 		all[i] = Setting{Name: s.Name, Value: mask(s.Value), From: "default", Secret: s.Secret}
 		says := func(environ map[string]string) bool {
 			value, isSet := environ[s.Name]
-			return value != "" || isSet && list.TakesEmpty(s.Name)
+			return value != "" || isSet && list.TakesEmpty(s.Name) || s.Secret && environ[s.Name+"_FILE"] != ""
 		}
 		switch {
 		case says(c.Environ):
