@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -117,6 +118,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
 	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
+	c.Gate.MaxRequests, c.Gate.DrainTimeout = front.CapByDescriptors(math.MaxInt32), c.DrainTimeout
 	c.Upstream.Exhausted, c.Upstream.Logger = gate.Exhausted, log
 	c.API.Renewal, c.API.Logger = c.Session.Renewal, log
 

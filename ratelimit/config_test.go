@@ -38,7 +38,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := Rate{7, time.Hour}
-	if want := (Config{r, 5, r, 5, r, 5, r, 5, 5, 5, 5, r, 5, r}); got != want {
+	if want := (Config{r, 5, r, 5, r, 5, r, 5, r, 5, 5, 5, 5, r, 5, r}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

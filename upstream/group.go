@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -22,12 +23,16 @@ type endpoint struct {
 	dials   chan struct{}
 	waiting atomic.Int64 // for a place in dials
 
+	transport *http.Transport // of plain requests
+
 	health // guarded by Upstream.mu
 	live   int
 }
 
 func (u *Upstream) newEndpoint(t *target, address, name string) *endpoint {
-	return &endpoint{target: t, address: address, name: name, id: xxhash.Sum64String(t.raw + "\x00" + address), dials: make(chan struct{}, u.maxDials)}
+	e := &endpoint{target: t, address: address, name: name, id: xxhash.Sum64String(t.raw + "\x00" + address), dials: make(chan struct{}, u.maxDials)}
+	e.transport = u.newTransport(e)
+	return e
 }
 
 var (

@@ -7,6 +7,7 @@
 //	          one write              request.go
 //	          read and verify        answer.go, negotiate.go within HandshakeTimeout, 64 KiB and five 1xx answers
 //	          a Conn or a refusal    refusal.go
+//	RoundTrip a plain request, in the same way to the same targets: http.go
 //
 // A Conn exists only after a 101 that is right in every part: HTTP/1.1, Upgrade, Connection, the one accept value for our
 // key, no body, a subprotocol and extensions that were offered. Proxies that tunnel after less have been used to reach
@@ -208,10 +209,13 @@ func New(c Config) (*Upstream, error) {
 	return u, nil
 }
 
-// Close ends the lookups and health checks. Connections stay as they are.
+// Close ends the lookups and health checks, and the connections that wait for a request. Others stay as they are.
 func (u *Upstream) Close() {
 	u.stop()
 	u.running.Wait()
+	for _, e := range u.endpoints {
+		e.transport.CloseIdleConnections()
+	}
 }
 
 // Balance is how a target is chosen.

@@ -17,6 +17,8 @@
 //
 //	portcullis_build_info{version,revision,go_version}          gauge      always 1
 //	portcullis_upgrades_total{result,reason}                    counter    result="accepted",reason="" or result="refused" and why
+//	portcullis_http_requests_total{code,reason}                 counter    plain requests: code="2xx",reason="" or why the answer broke off; code="" and why refused
+//	portcullis_http_requests_live                               gauge      plain requests under way with the upstream
 //	portcullis_sessions_live                                    gauge      sessions relayed now
 //	portcullis_sessions_ended_total{reason,code}                counter    why a session ended and its close code
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400

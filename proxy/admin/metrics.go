@@ -61,6 +61,10 @@ type Metrics struct {
 	accepted prometheus.Counter
 	refused  map[string]prometheus.Counter
 
+	requests        *prometheus.CounterVec
+	refusedRequests map[string]prometheus.Counter
+	liveRequests    prometheus.Gauge
+
 	live       prometheus.Gauge
 	ended      *prometheus.CounterVec
 	endReasons map[string]string // a known reason to itself: what is absent is "other"
@@ -92,6 +96,7 @@ type traffic struct{ messages, bytes prometheus.Counter }
 func NewMetrics(known Known) *Metrics {
 	var (
 		upgrades = newCounterVec("upgrades_total", "Upgrade requests answered, by result and reason.", "result", "reason")
+		requests = newCounterVec("http_requests_total", "Plain requests, by the class of the upstream's answer, or by why there is none or not all of it.", "code", "reason")
 		messages = newCounterVec("messages_total", "Complete data messages of ended sessions.", "direction")
 		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
@@ -108,6 +113,14 @@ func NewMetrics(known Known) *Metrics {
 		accepted: upgrades.WithLabelValues("accepted", ""),
 		refused: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
 			return upgrades.WithLabelValues("refused", reason)
+		}),
+
+		requests: requests,
+		refusedRequests: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
+			return requests.WithLabelValues("", reason)
+		}),
+		liveRequests: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_http_requests_live", Help: "Plain requests under way with the upstream.",
 		}),
 
 		live: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -148,6 +161,9 @@ func NewMetrics(known Known) *Metrics {
 		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
 	}
 	// At zero from the start, or rate and increase would miss the first of each.
+	for _, status := range []int{200, 300, 400, 500} {
+		requests.WithLabelValues(codeClass(status), "")
+	}
 	for reason, codes := range known.EndReasons {
 		for _, code := range codes {
 			m.ended.WithLabelValues(reason, codeLabel(code))
@@ -162,7 +178,7 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, requests, m.liveRequests, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m

@@ -45,10 +45,17 @@ type Config struct {
 	// HTTP status: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
 
+	// HTTP is what becomes of requests of the served paths that ask for no upgrade.
+	HTTP HTTPMode `env:"HTTP_MODE" envDefault:"off"`
+
 	// AuthTimeout bounds the wait until an address may try another credential; CloseTimeout the wait for a refused client to close.
 	AuthTimeout, CloseTimeout time.Duration `env:"-"`
 	// MaxCloseFrames bounds the sockets that are open only to be refused. Zero: none is opened for that.
 	MaxCloseFrames int `env:"-"`
+	// MaxRequests bounds the plain requests under way. Zero: there may be none.
+	MaxRequests int `env:"-"`
+	// DrainTimeout is in whose second quarter plain requests are cut that are still under way.
+	DrainTimeout time.Duration `env:"-"`
 }
 
 // Parts are what a Gate works with. All are needed but Fleet and Tickets.
@@ -79,10 +86,11 @@ type route struct {
 	targets    string        // as the log names them
 	extensions bool          // sessions may have extensions
 	first      *firstMessage // nil: a token comes with the handshake
+	http       HTTPMode
 }
 
-func newRoute(paths *paths, p Parts, first *firstMessage) *route {
-	r := &route{paths: paths, auth: p.Auth, upstream: p.Upstream, extensions: p.Extensions, first: first}
+func newRoute(paths *paths, c Config, p Parts, first *firstMessage) *route {
+	r := &route{paths: paths, auth: p.Auth, upstream: p.Upstream, extensions: p.Extensions, first: first, http: c.HTTP}
 	if p.Upstream != nil {
 		r.balance, r.targets = p.Upstream.Balance(), p.Upstream.Names()
 	}
@@ -96,7 +104,9 @@ type Gate struct {
 	loops           *loopDetector
 	authTimeout     time.Duration
 	closeTimeout    time.Duration
+	drainTimeout    time.Duration
 	closeFrames     semaphore      // for sockets that are open only to be refused
+	requests        semaphore      // for plain requests
 	noPort          rate.Sometimes // of the line in the log that says so
 	refuseWithClose bool           // every client gets a Close frame, not only one that offers resumption
 }
@@ -110,11 +120,13 @@ func New(c Config, p Parts) (*Gate, error) {
 	}
 	return &Gate{
 		Parts:           p,
-		route:           newRoute(paths, p, first),
+		route:           newRoute(paths, c, p, first),
 		loops:           &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
 		authTimeout:     c.AuthTimeout,
 		closeTimeout:    c.CloseTimeout,
+		drainTimeout:    c.DrainTimeout,
 		closeFrames:     newSemaphore(c.MaxCloseFrames),
+		requests:        newSemaphore(c.MaxRequests),
 		noPort:          rate.Sometimes{Interval: time.Minute},
 		refuseWithClose: c.RefuseWithClose,
 	}, nil
