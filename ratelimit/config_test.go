@@ -17,6 +17,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		UpgradesPerIP:     Rate{20, time.Second},
+		RequestsPerIP:     Rate{200, time.Second},
 		AuthFailuresPerIP: Rate{10, time.Minute},
 	}
 	if got != want {
