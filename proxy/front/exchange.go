@@ -8,13 +8,16 @@ import (
 
 // Exchange is one request of net/http's server and the answer to it.
 type Exchange struct {
-	w    http.ResponseWriter
-	r    *http.Request
-	keep bool
+	w     http.ResponseWriter
+	r     *http.Request
+	keep  bool          // the connection, beyond the answer
+	stall time.Duration // stallTimeout, except in tests
 }
 
 // NewExchange returns the exchange of a request that net/http has handed out.
-func NewExchange(w http.ResponseWriter, r *http.Request) *Exchange { return &Exchange{w: w, r: r} }
+func NewExchange(w http.ResponseWriter, r *http.Request) *Exchange {
+	return &Exchange{w: w, r: r, stall: stallTimeout}
+}
 
 // Respond sends one whole answer; the connection closes after it, unless Keep has been called. A proxy in front that took a refused upgrade for accepted would
 // tunnel the client's next bytes here, as the requests of a trusted proxy (0ang3el/websocket-smuggle).

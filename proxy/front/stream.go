@@ -13,7 +13,8 @@ const (
 	idleTimeout = 75 * time.Second
 	// stallTimeout is for a client to send some more of a body, or to take some more of an answer.
 	stallTimeout = time.Minute
-	// restTimeout is for the rest of a body that nobody wants. net/http reads on for a while, lest a reset overtake the answer.
+	// restTimeout is for the rest of a body that nobody wants. net/http reads up to 256 KiB of it, lest a reset overtake the answer, and
+	// closes the connection unless that was all.
 	restTimeout = time.Second
 )
 
@@ -25,8 +26,8 @@ func (e *Exchange) Keep() { e.keep = true }
 // the whole: a client is given up that sends or takes nothing for a minute. w and body are not to be used after answer has returned.
 func (e *Exchange) Stream(answer func(w http.ResponseWriter, body io.ReadCloser)) {
 	rc := http.NewResponseController(e.w)
-	w := &patientWriter{e.w, rc}
-	body := newPatientBody(e.r, rc)
+	w := &patientWriter{e.w, rc, e.stall}
+	body := &patientBody{ReadCloser: e.r.Body, rc: rc, stall: e.stall, done: e.r.ContentLength == 0}
 	// A read deadline that passes would end the request's context, as a client does that leaves.
 	rc.SetReadDeadline(time.Time{})
 	rc.SetWriteDeadline(time.Time{})
@@ -36,8 +37,8 @@ func (e *Exchange) Stream(answer func(w http.ResponseWriter, body io.ReadCloser)
 		e.w.Header()["Connection"] = []string{"close"}
 	}
 	defer func() {
-		w.patient() // net/http writes the end of the answer
 		body.finish()
+		rc.SetWriteDeadline(time.Now().Add(restTimeout + e.stall)) // net/http reads the rest, and writes the end of the answer
 	}()
 	answer(w, body)
 }
@@ -45,10 +46,11 @@ func (e *Exchange) Stream(answer func(w http.ResponseWriter, body io.ReadCloser)
 // patientWriter gives each write its own time.
 type patientWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc    *http.ResponseController
+	stall time.Duration
 }
 
-func (w *patientWriter) patient() { w.rc.SetWriteDeadline(time.Now().Add(stallTimeout)) }
+func (w *patientWriter) patient() { w.rc.SetWriteDeadline(time.Now().Add(w.stall)) }
 
 func (w *patientWriter) WriteHeader(status int) {
 	w.patient()
@@ -69,18 +71,15 @@ func (w *patientWriter) FlushError() error {
 // patientBody gives each read its own time. A read may outlast the answer, and must not touch the deadline of what follows.
 type patientBody struct {
 	io.ReadCloser
-	rc *http.ResponseController
+	rc    *http.ResponseController
+	stall time.Duration
 
 	mu   sync.Mutex // guards done, and the deadline while it is false
 	done bool
 }
 
-func newPatientBody(r *http.Request, rc *http.ResponseController) *patientBody {
-	return &patientBody{ReadCloser: r.Body, rc: rc, done: r.ContentLength == 0}
-}
-
 func (b *patientBody) Read(p []byte) (int, error) {
-	b.deadline(time.Now().Add(stallTimeout), false)
+	b.deadline(time.Now().Add(b.stall), false)
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
 		b.deadline(time.Time{}, true) // net/http reads on, to hear of the client's leaving
