@@ -220,6 +220,6 @@ func (u *Upstream) Names() string {
 // TargetState is what a target is at the moment.
 type TargetState struct {
 	Name   string
-	Live   int  // sessions, and handshakes under way
+	Live   int  // sessions, and handshakes and plain requests under way
 	Usable bool // it gets new ones
 }

@@ -28,7 +28,7 @@
 //	portcullis_resumptions_total{result}                        counter    clients that came back to their session
 //	portcullis_resumptions_lost_total                           counter    sessions that are resumable no more, for want of memory
 //	portcullis_resume_kept_bytes                                gauge      what resumable sessions keep
-//	portcullis_upstream_sessions{target}                        gauge      sessions, and handshakes under way
+//	portcullis_upstream_sessions{target}                        gauge      sessions, and handshakes and plain requests under way
 //	portcullis_upstream_usable{target}                          gauge      1: it gets new sessions
 //	portcullis_fleet_instances                                  gauge      instances of the fleet, as last known
 //	portcullis_fleet_alone                                      gauge      1: this one holds its share of every limit
