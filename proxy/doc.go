@@ -4,10 +4,12 @@
 // # The life of a connection
 //
 //	Serve                           front         accept; HTTP/1.1 alone, TLS; every wait and every size bounded
-//	└ ServeHTTP, serve              proxy.go      one request a connection; none while draining
+//	└ ServeHTTP, serve              proxy.go      one request a connection, but for plain ones; none while draining
 //	  ├ api.Handler                 api           the gate's own paths: ticket, renewal, token
 //	  └ gate.Serve                  gate          the steps, cheap before costly; the first refusal ends it
 //	    ├ chooseRoute               path.go       PATHS; forms that servers read differently
+//	    ├ serveHTTP                 http.go       HTTP_MODE: what asks for no upgrade goes through a list of its own, and ends here
+//	    │ └ pass                    upstream      httputil.ReverseProxy, over a connection to a target that is kept
 //	    ├ checkHandshake            handshake.go  RFC 6455 section 4.2.1
 //	    ├ checkOrigin               origin        which page sent it
 //	    ├ checkLoop                 loop.go       has it been here before
@@ -55,7 +57,8 @@
 //
 // # Invariants of the whole
 //
-//   - A connection carries one request.
+//   - A connection carries plain requests, or none, and then one upgrade, refused or not.
+//   - httputil.ReverseProxy never sees a request for an upgrade, nor an answer to one.
 //   - Each refusal has one [refusal.Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are the gate's to write goes no further, in any spelling.
 //   - No token and no query string is in any log line, metric, error text or answer.

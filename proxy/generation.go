@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +33,8 @@ type Route struct {
 	Paths []string
 	// Open says that clients need no credential.
 	Open bool
+	// HTTP is what becomes of requests that ask for no upgrade.
+	HTTP gate.HTTPMode
 	// Upstream has the targets, and Relay and Limits are those of its sessions. Of Limits only what is by session counts.
 	Upstream upstream.Config
 	Relay    relay.Config
@@ -81,6 +84,7 @@ func (p *Proxy) compile(c Config, before *generation) (*generation, error) {
 	note()
 	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
 	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
+	c.Gate.MaxRequests, c.Gate.DrainTimeout = front.CapByDescriptors(math.MaxInt32), c.DrainTimeout
 	var old *gate.Gate
 	if before != nil {
 		old = before.gate
@@ -110,7 +114,7 @@ func (p *Proxy) compileRoutes(c Config) (all []gate.Route, err error) {
 		perSession := r.Limits.PerSession()
 		r.Relay.MessageRate, r.Relay.MessageBurst, r.Relay.MessageByteRate = perSession.Messages, perSession.Burst, perSession.Bytes
 		r.Relay.Route = r.Name
-		compiled := gate.Route{Name: r.Name, Setting: cmp.Or(r.Setting, "PATHS"), Host: r.Host, Paths: r.Paths, Open: r.Open,
+		compiled := gate.Route{Name: r.Name, Setting: cmp.Or(r.Setting, "PATHS"), Host: r.Host, Paths: r.Paths, Open: r.Open, HTTP: r.HTTP,
 			Limits: &session.Limits{Messages: perSession.Messages, Burst: perSession.Burst, Bytes: perSession.Bytes}}
 		if p.relay != nil { // else all that is wrong is known
 			compiled.Rules, err = p.relay.Compile(r.Relay)
@@ -132,7 +136,7 @@ func (c *Config) routes() []Route {
 	if len(c.Routes) > 0 {
 		return c.Routes
 	}
-	return []Route{{Paths: c.Gate.Paths, Upstream: c.Upstream, Relay: c.Relay, Limits: c.Limits}}
+	return []Route{{Paths: c.Gate.Paths, HTTP: c.Gate.HTTP, Upstream: c.Upstream, Relay: c.Relay, Limits: c.Limits}}
 }
 
 // blame names the route in each line of an error.

@@ -83,9 +83,11 @@ func (p *Proxy) drainTargets(before, after *generation) {
 		p.leaving.Go(func() {
 			closing := relay.Closing{Code: drain.Code, Reason: "server removed"}
 			p.relay.DrainTargets(p.base, drain.Over, closing, gone)
-			if before.requests.wait(p.base) == nil { // some of them may have opened sessions meanwhile
-				p.relay.DrainTargets(p.base, 0, closing, gone)
-			}
+			// Upgrades that went by the settings from before may have opened sessions meanwhile. Plain requests may last for hours.
+			upgrades, cancel := context.WithTimeout(p.base, before.config.requestTimeout())
+			defer cancel()
+			before.requests.wait(upgrades)
+			p.relay.DrainTargets(p.base, 0, closing, gone)
 		})
 	}
 }

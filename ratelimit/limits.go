@@ -6,7 +6,7 @@
 //
 //	by            how often (token buckets)                how many at once
 //	address       UpgradeFromAddress, Attempt (failures),  SessionsFull, AcquireSlot,
-//	              UnknownReturn                            Slot.Move
+//	              UnknownReturn, RequestFromAddress        Slot.Move
 //	subject       UpgradeOfSubject                         AcquireSlot
 //	all together  UpgradeGlobal                            SessionsFull, AcquireSlot
 //
@@ -61,12 +61,13 @@ type Limits struct {
 	subjects  *buckets[subjectKey]
 	global    *rate.Limiter
 	failures  *failures
+	requests  *buckets[netip.Prefix]
 	returns   *buckets[netip.Prefix] // never nil
 
 	sessions *sessions
 	of       Config
 
-	policy string
+	policy, requestPolicy string
 }
 
 // New makes the limits that c describes. Its error joins every mistake in c,
@@ -88,6 +89,9 @@ func (l *Limits) With(c Config) (*Limits, error) {
 	same := func(r, old Rate, burst, oldBurst int) bool { return r == old && r.Burst(burst) == old.Burst(oldBurst) }
 	if same(c.UpgradesPerIP, l.of.UpgradesPerIP, c.UpgradesPerIPBurst, l.of.UpgradesPerIPBurst) {
 		next.addresses = l.addresses
+	}
+	if same(c.RequestsPerIP, l.of.RequestsPerIP, c.RequestsPerIPBurst, l.of.RequestsPerIPBurst) {
+		next.requests = l.requests
 	}
 	if same(c.UpgradesPerSubject, l.of.UpgradesPerSubject, c.UpgradesPerSubjectBurst, l.of.UpgradesPerSubjectBurst) {
 		next.subjects = l.subjects
@@ -138,6 +142,10 @@ func build(c Config) *Limits {
 	if r := c.AuthFailuresPerIP; r.N > 0 {
 		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.Burst(c.AuthFailuresPerIPBurst), tableSize))
 	}
+	if r := c.RequestsPerIP; r.N > 0 {
+		l.requests = newBuckets[netip.Prefix](r.limit(), r.Burst(c.RequestsPerIPBurst), tableSize)
+		l.requestPolicy = fmt.Sprintf(`"requests";q=%d;w=%d`, r.N, r.Per/time.Second)
+	}
 	return l
 }
 
@@ -148,6 +156,15 @@ func (l *Limits) UpgradeFromAddress(key netip.Prefix, now time.Time) (wait time.
 		return 0, true
 	}
 	return l.addresses.take(key, now)
+}
+
+// RequestFromAddress takes one of the address's tokens for plain requests. If
+// there is none, ok is false and wait is how long until there is one.
+func (l *Limits) RequestFromAddress(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
+	if l.requests == nil {
+		return 0, true
+	}
+	return l.requests.take(key, now)
 }
 
 // returnsPerSecond bounds the returns of an address to sessions that nobody knows, and their bursts: an office behind one address
@@ -224,3 +241,6 @@ func (l *Limits) AcquireSlot(key netip.Prefix, subject string) (*Slot, Cap) {
 // address, such as `"upgrades";q=20;w=1`: 20 in a window of 1 second
 // (draft-ietf-httpapi-ratelimit-headers). "" if they are not limited.
 func (l *Limits) Policy() string { return l.policy }
+
+// RequestPolicy is the same for plain requests of one address.
+func (l *Limits) RequestPolicy() string { return l.requestPolicy }

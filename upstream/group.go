@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,8 @@ type endpoint struct {
 	address string // to dial: host:port, or the path of a socket
 	name    string // as the log names it
 	*server
+
+	transport *http.Transport // of plain requests
 }
 
 var (
@@ -210,6 +213,6 @@ func (u *Upstream) Names() string {
 // TargetState is what a target is at the moment.
 type TargetState struct {
 	Name   string
-	Live   int  // sessions, and handshakes under way
+	Live   int  // sessions, and handshakes and plain requests under way
 	Usable bool // it gets new ones
 }

@@ -78,11 +78,25 @@ func (u *Upstream) setEndpoints(fresh bool) {
 			if isNew && fresh {
 				server.since = time.Now()
 			}
-			next = append(next, &endpoint{target: t, address: address, name: name, server: server})
+			e := &endpoint{target: t, address: address, name: name, server: server}
+			e.transport = u.newTransport(e)
+			next = append(next, e)
 		}
 	}
-	u.servers.leaveAll(u.endpoints)
+	u.leaveAll(u.endpoints, next)
 	u.endpoints = next
+}
+
+// leaveAll has endpoints be u's no more, as often as they are there, and closes what only those have that are not among others. The caller
+// holds servers.mu.
+func (u *Upstream) leaveAll(endpoints, others []*endpoint) {
+	for _, e := range endpoints {
+		e.users--
+		u.servers.forget(e.server)
+		if !slices.Contains(others, e) {
+			e.transport.CloseIdleConnections() // those in use end idleTime after their request
+		}
+	}
 }
 
 // oneFamily returns the addresses of IPv4, or those of IPv6 where there are no others: those of both are usually one machine.

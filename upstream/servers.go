@@ -51,14 +51,6 @@ func (s *Servers) enter(t *target, address string, maxDials int) (found *server,
 	return found, isNew
 }
 
-// leaveAll has an upstream's endpoints be its no more. The caller holds mu.
-func (s *Servers) leaveAll(endpoints []*endpoint) {
-	for _, e := range endpoints {
-		e.users--
-		s.forget(e.server)
-	}
-}
-
 // forget forgets a server that nobody has. The caller holds mu.
 func (s *Servers) forget(e *server) {
 	if e.users == 0 && e.live == 0 && s.all[e.id] == e {

@@ -7,6 +7,7 @@
 //	          one write              request.go
 //	          read and verify        answer.go, negotiate.go within HandshakeTimeout, 64 KiB and five 1xx answers
 //	          a Conn or a refusal    refusal.go
+//	RoundTrip a plain request, in the same way to the same targets: http.go
 //
 // A Conn exists only after a 101 that is right in every part: HTTP/1.1, Upgrade, Connection, the one accept value for our
 // key, no body, a subprotocol and extensions that were offered. Proxies that tunnel after less have been used to reach
@@ -220,13 +221,14 @@ func New(c Config) (*Upstream, error) {
 	return u, nil
 }
 
-// Close ends the lookups and health checks. Connections stay as they are, and those that are being opened go on.
+// Close ends the lookups and health checks, and the connections that wait for a plain request. Others stay as they are, and those that
+// are being opened go on.
 func (u *Upstream) Close() {
 	u.stop()
 	u.running.Wait()
 	u.servers.mu.Lock()
 	defer u.servers.mu.Unlock()
-	u.servers.leaveAll(u.endpoints)
+	u.leaveAll(u.endpoints, nil)
 }
 
 // Drain is what becomes of the sessions of a target that is taken out.

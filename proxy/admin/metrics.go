@@ -62,6 +62,10 @@ type Metrics struct {
 	refused  map[string]prometheus.Counter
 	byRoute  *prometheus.CounterVec
 
+	requests        *prometheus.CounterVec
+	refusedRequests map[string]prometheus.Counter
+	liveRequests    prometheus.Gauge
+
 	live       prometheus.Gauge
 	onRoute    *prometheus.GaugeVec
 	ended      *prometheus.CounterVec
@@ -97,6 +101,7 @@ func NewMetrics(known Known) *Metrics {
 	var (
 		upgrades = newCounterVec("upgrades_total", "Upgrade requests answered, by result and reason.", "result", "reason")
 		byRoute  = newCounterVec("route_upgrades_total", "Upgrade requests to a route, by result.", "route", "result")
+		requests = newCounterVec("http_requests_total", "Plain requests, by the class of the upstream's answer, or by why there is none or not all of it.", "code", "reason")
 		messages = newCounterVec("messages_total", "Complete data messages of ended sessions.", "direction")
 		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
@@ -116,6 +121,14 @@ func NewMetrics(known Known) *Metrics {
 			return upgrades.WithLabelValues("refused", reason)
 		}),
 		byRoute: byRoute,
+
+		requests: requests,
+		refusedRequests: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
+			return requests.WithLabelValues("", reason)
+		}),
+		liveRequests: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_http_requests_live", Help: "Plain requests under way with the upstream.",
+		}),
 
 		live: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_sessions_live", Help: "Sessions relayed now.",
@@ -158,6 +171,9 @@ func NewMetrics(known Known) *Metrics {
 		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
 	}
 	// At zero from the start, or rate and increase would miss the first of each.
+	for _, status := range []int{200, 300, 400, 500} {
+		requests.WithLabelValues(codeClass(status), "")
+	}
 	for reason, codes := range known.EndReasons {
 		for _, code := range codes {
 			m.ended.WithLabelValues(reason, codeLabel(code))
@@ -173,7 +189,7 @@ func NewMetrics(known Known) *Metrics {
 	})
 	m.registry.MustRegister(
 		m.reloads.held, m.reloads.tried, m.reloads.succeeded,
-		upgrades, byRoute, m.live, m.onRoute, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		upgrades, byRoute, requests, m.liveRequests, m.live, m.onRoute, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m

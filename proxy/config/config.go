@@ -16,6 +16,7 @@ import (
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
 	"portcullis/proxy/certificate"
+	"portcullis/proxy/gate"
 	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
 )
@@ -152,6 +153,12 @@ func (c *Config) withoutEffect(list settings.List) error {
 	if len(c.Proxy.Routes) > 0 {
 		for _, name := range []string{"UPSTREAM_URL", "PATHS"} {
 			forbid(name, "stands beside "+c.Proxy.Routes[0].Setting+", which says by itself what goes where; want one of the two")
+		}
+	}
+	passesPlain := func(r proxy.Route) bool { return r.HTTP != gate.HTTPOff }
+	if c.Proxy.Gate.HTTP == gate.HTTPOff && !slices.ContainsFunc(c.Proxy.Routes, passesPlain) {
+		for _, name := range []string{"RATE_REQUESTS_PER_IP", "RATE_REQUESTS_PER_IP_BURST"} {
+			forbid(name, "has no effect without HTTP_MODE; want it unset, or HTTP_MODE set")
 		}
 	}
 	if c.NamesBackend() || !c.LacksTokenEndpoint() {

@@ -44,7 +44,7 @@ func readRoutes(environ map[string]string, c *proxy.Config) (routes []proxy.Rout
 			}
 			continue
 		}
-		r := proxy.Route{Name: name, Setting: variable, Upstream: c.Upstream, Relay: c.Relay, Limits: c.Limits}
+		r := proxy.Route{Name: name, Setting: variable, HTTP: c.Gate.HTTP, Upstream: c.Upstream, Relay: c.Relay, Limits: c.Limits}
 		p := routeParser{route: &r, global: c}
 		if !routeName.MatchString(name) {
 			p.note("%q is no name of a route; want letters, digits and _ behind %s", name, routePrefix)
@@ -136,6 +136,11 @@ func (p *routeParser) key(word string) {
 		err = r.Upstream.Balance.UnmarshalText([]byte(value))
 	case "drain":
 		err = r.Upstream.Drain.UnmarshalText([]byte(value))
+	case "http":
+		err = r.HTTP.UnmarshalText([]byte(value))
+		if err == nil && r.HTTP == gate.HTTPAuth && p.global.Auth.Mode == "none" {
+			err = fmt.Errorf("%q says nothing with AUTH_MODE=none; want open", value)
+		}
 	case "relay":
 		r.Relay.Mode, err = oneOf(value, "passthrough", "terminate")
 	case "auth":
@@ -165,7 +170,7 @@ func (p *routeParser) key(word string) {
 }
 
 // routeKeys are those that a route may have.
-var routeKeys = []string{"auth", "balance", "drain", "message_burst", "message_byte_rate", "message_limit_action", "message_max_bytes", "message_rate", "relay"}
+var routeKeys = []string{"auth", "balance", "drain", "http", "message_burst", "message_byte_rate", "message_limit_action", "message_max_bytes", "message_rate", "relay"}
 
 // checkLimits finds the keys that have no effect.
 func (p *routeParser) checkLimits() {

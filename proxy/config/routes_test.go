@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"portcullis/proxy"
+	"portcullis/proxy/gate"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -17,7 +18,7 @@ func TestReadRoutes(t *testing.T) {
 		"AUTH_URL":     "http://auth",
 		"MESSAGE_RATE": "10/s", "MESSAGE_BURST": "50",
 		"ROUTE_CHAT": "/chat/* ws://chat-1:8080 ws://chat-2:8080 balance=sticky drain=1012:60s",
-		"ROUTE_API":  "  api.example.com/v1/*\t wss://api/base?key=x relay=terminate message_rate=5/s message_max_bytes=64KiB  message_limit_action=throttle ",
+		"ROUTE_API":  "  api.example.com/v1/*\t wss://api/base?key=x relay=terminate http=open message_rate=5/s message_max_bytes=64KiB  message_limit_action=throttle ",
 		"ROUTE_OPEN": "/public unix:/run/app.sock auth=none message_byte_rate=1000/s",
 		// Kubernetes makes these of services called route and route-chat.
 		"ROUTE_SERVICE_HOST": "10.0.0.1", "ROUTE_SERVICE_PORT": "80", "ROUTE_SERVICE_PORT_HTTP": "80", "ROUTE_PORT": "tcp://10.0.0.1:80",
@@ -45,6 +46,8 @@ func TestReadRoutes(t *testing.T) {
 		t.Errorf("chat: got %+v", chat.Upstream)
 	case chat.Limits.Messages != tenPerSecond || chat.Limits.MessagesBurst != 50 || chat.Relay.Mode != "passthrough":
 		t.Errorf("chat does not have what the settings say of all: %+v", chat)
+	case api.HTTP != gate.HTTPOpen || chat.HTTP != gate.HTTPOff:
+		t.Errorf("plain requests: got %q and %q", api.HTTP, chat.HTTP)
 	case api.Host != "api.example.com" || api.Paths[0] != "/v1/*" || api.Upstream.URL != "wss://api/base?key=x":
 		t.Errorf("api: got %+v", api)
 	case api.Relay.Mode != "terminate" || api.Relay.MessageMaxBytes != 64<<10 || api.Relay.LimitAction != "throttle":
@@ -98,6 +101,7 @@ func TestWrongRoutes(t *testing.T) {
 		{"/ ws://a balance=least balance=sticky", `"balance=sticky" is there twice`},
 		{"/ ws://a ballance=sticky", `in "ballance=sticky": "ballance" is no key; want auth, balance, drain`},
 		{"/ ws://a relay=opaque", `in "relay=opaque": "opaque" is not usable; want passthrough or terminate`},
+		{"/ ws://a http=on", `in "http=on": "on" is no way to treat plain requests`},
 		{"/ ws://a auth=jwt", `in "auth=jwt": "jwt" is not usable; want none`},
 		{"/ ws://a drain=60s", `in "drain=60s": "60s" is no way to end sessions`},
 		{"/ ws://a drain=1006:60s", `in "drain=1006:60s": "1006:60s" is no way`},

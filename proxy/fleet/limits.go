@@ -67,6 +67,26 @@ func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	return verdictOf(answer)
 }
 
+// FailuresLeft looks at the failures of an address, and counts nothing.
+func (f *Fleet) FailuresLeft(ctx context.Context, address netip.Prefix) Verdict {
+	limits := f.limits.Load()
+	every, burst := gcra(limits.AuthFailuresPerIP, limits.AuthFailuresPerIPBurst)
+	if every == 0 {
+		return Verdict{}
+	}
+	a := address.String()
+	answer, err := f.ask(ctx, admit,
+		[]string{f.key("live"), f.key("rate:a", a), f.key("fail", a), f.key("rate:all"), f.key("cap:a", a), f.key("cap:all")},
+		stale, 0, 0, every, burst, 0, 0, 0, 0)
+	if err != nil {
+		if wait, ok := f.ownShare().limits.FailuresLeft(address, time.Now()); !ok {
+			return Verdict{Failures, wait}
+		}
+		return Verdict{}
+	}
+	return verdictOf(answer)
+}
+
 // Entry is a client who is to have a place.
 type Entry struct {
 	Address netip.Prefix

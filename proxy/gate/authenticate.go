@@ -21,7 +21,7 @@ func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
 	credential, err := u.route.auth.Find(u.withResumption())
 	ticket, err := g.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
-	if missing && u.route.first == nil {
+	if missing && (u.route.first == nil || u.plain) {
 		return cmp.Or(g.admitUnasked(u), &refusal.Refusal{Reason: refusal.TokenMissing, Header: refusal.Challenge("")})
 	}
 	attempt, no := g.attempt(u.Request)

@@ -45,10 +45,17 @@ type Config struct {
 	// HTTP status: a browser shows its script no HTTP answer to a handshake. Nothing is dialled for it.
 	RefuseWithClose bool `env:"REFUSE_WITH_CLOSE" envDefault:"false"`
 
+	// HTTP is what becomes of requests of the served paths that ask for no upgrade.
+	HTTP HTTPMode `env:"HTTP_MODE" envDefault:"off"`
+
 	// AuthTimeout bounds the wait until an address may try another credential; CloseTimeout the wait for a refused client to close.
 	AuthTimeout, CloseTimeout time.Duration `env:"-"`
 	// MaxCloseFrames bounds the sockets that are open only to be refused. Zero: none is opened for that.
 	MaxCloseFrames int `env:"-"`
+	// MaxRequests bounds the plain requests under way. Zero: there may be none.
+	MaxRequests int `env:"-"`
+	// DrainTimeout is in whose second quarter plain requests are cut that are still under way.
+	DrainTimeout time.Duration `env:"-"`
 }
 
 // Parts are what a Gate works with. All are needed but Fleet and Tickets.
@@ -76,6 +83,7 @@ type Gate struct {
 	table           *table
 	authTimeout     time.Duration
 	closeTimeout    time.Duration
+	drainTimeout    time.Duration
 	refuseWithClose bool // every client gets a Close frame, not only one that offers resumption
 }
 
@@ -84,6 +92,7 @@ type state struct {
 	loops       *loopDetector
 	first       *firstMessage  // nil: a token comes with the handshake
 	closeFrames semaphore      // for sockets that are open only to be refused
+	requests    semaphore      // for plain requests
 	noPort      rate.Sometimes // of the line in the log that says so
 }
 
@@ -106,6 +115,7 @@ func New(c Config, p Parts, routes []Route, before *Gate) (*Gate, error) {
 		table:           table,
 		authTimeout:     c.AuthTimeout,
 		closeTimeout:    c.CloseTimeout,
+		drainTimeout:    c.DrainTimeout,
 		refuseWithClose: c.RefuseWithClose,
 	}, nil
 }
@@ -119,6 +129,7 @@ func newState(c *Config, before *Gate) (*state, error) {
 		loops:       &loopDetector{id: rand.Text(), warn: rate.Sometimes{Interval: time.Minute}},
 		first:       first,
 		closeFrames: newSemaphore(c.MaxCloseFrames),
+		requests:    newSemaphore(c.MaxRequests),
 		noPort:      rate.Sometimes{Interval: time.Minute},
 	}, err
 }
@@ -138,8 +149,8 @@ func newRoute(of *Route, p Parts, first *firstMessage) *route {
 func (c *Config) checkPaths(routes []Route) error {
 	switch {
 	case !c.PathsUnsafeForms:
-	case slices.ContainsFunc(routes, func(r Route) bool { return r.Open }):
-		return errors.New(`PATHS_UNSAFE_FORMS: "true" would let forms through that some servers take for another path, beside a route with auth=none; want false, or no such route`)
+	case slices.ContainsFunc(routes, func(r Route) bool { return r.Name != "" && (r.Open || r.HTTP == HTTPOpen) }):
+		return errors.New(`PATHS_UNSAFE_FORMS: "true" would let forms through that some servers take for another path, beside a route with auth=none or http=open; want false, or no such route`)
 	case len(routes) == 1 && routes[0].Name == "" && len(c.Paths) == 0:
 		return errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect without PATHS; want PATHS set to the paths that are served, or to * for every path in every form`)
 	case slices.Equal(c.Paths, []string{"*"}):

@@ -172,8 +172,11 @@ func (g *Gate) admitUnasked(u *upgrade) *refusal.Refusal {
 	return g.admit(u)
 }
 
-// admit asks the fleet about rates.
+// admit asks the fleet about rates. Those of plain requests are each instance's own.
 func (g *Gate) admit(u *upgrade) *refusal.Refusal {
+	if u.plain {
+		return g.fleetRefusal(g.Fleet.FailuresLeft(u.HTTP.Context(), u.Key))
+	}
 	v := g.Fleet.Admit(u.HTTP.Context(), u.Key)
 	if v.Scope == fleet.SessionsAddress && g.Sessions.HasDetached(u.Key) {
 		return nil // see checkSessionCaps

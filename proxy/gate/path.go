@@ -73,10 +73,14 @@ func (g *Gate) chooseRoute(u *upgrade) *refusal.Refusal {
 	switch {
 	case u.route == nil:
 		return &refusal.Refusal{Reason: refusal.Path}
-	case u.route.Open && g.table.mixed && g.table.leadsElsewhere(u.HTTP.Host, u.Path):
-		return &refusal.Refusal{Reason: refusal.PathSuspicious, Detail: "a server may take it for a path that needs a credential"}
+	case u.route.isOpen() && g.table.mixed && g.table.leadsElsewhere(u.HTTP.Host, u.Path, (*route).isOpen):
+		return leadsElsewhere()
 	}
 	return nil
+}
+
+func leadsElsewhere() *refusal.Refusal {
+	return &refusal.Refusal{Reason: refusal.PathSuspicious, Detail: "a server may take it for a path that needs a credential"}
 }
 
 // suspicious says, in words that echo nothing of it, why an escaped path is refused whether served or not: servers differ in

@@ -51,6 +51,11 @@ func (g *Gate) report(u *upgrade, no *refusal.Refusal) {
 	if u.subject != "" {
 		attrs = append(attrs, slog.String("subject", u.subject))
 	}
+	if u.plain {
+		g.Metrics.HTTPRefused(string(no.Reason))
+		g.Parts.Report.Log(no, attrs...)
+		return
+	}
 	g.Parts.Report.Report(no, attrs...)
 }
 

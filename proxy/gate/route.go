@@ -26,6 +26,8 @@ type Route struct {
 	Paths []string
 	// Open says that clients need no credential.
 	Open bool
+	// HTTP is what becomes of requests that ask for no upgrade.
+	HTTP HTTPMode
 	// Upstream has the targets.
 	Upstream *upstream.Upstream
 	// Rules are those of the sessions. Nil: those of the relay. Limits is what of them a client's library is told; nil: nothing.
@@ -47,6 +49,11 @@ type route struct {
 // needsCredential reports whether clients have to show who they are.
 func (r *route) needsCredential() bool { return !r.Open && r.auth.Required() }
 
+// isOpen and isOpenPlain report whether an upgrade, and a plain request, need no credential by the route's own word. A route that passes
+// no plain requests is not open to them.
+func (r *route) isOpen() bool      { return r.Open }
+func (r *route) isOpenPlain() bool { return r.HTTP == HTTPOpen || r.HTTP == HTTPAuth && r.Open }
+
 // table is which request goes by which route. Patterns and paths are compared as they are written, escapes and all, because that is what
 // goes upstream: %61 is not a, and %2F is not /.
 //
@@ -57,7 +64,8 @@ type table struct {
 	entries []entry // those with a host first, then by length: the first that matches is the best
 	unsafe  bool    // odd forms are let through, dot segments excepted
 	hosts   bool    // some have a host
-	mixed   bool    // some are open, and some are not
+	// Some are open, and some are not: for upgrades and for plain requests.
+	mixed, mixedPlain bool
 }
 
 // entry is one pattern of a route.
@@ -98,7 +106,8 @@ func newTable(routes []*route, unsafe bool) (*table, error) {
 	slices.SortStableFunc(t.entries, entry.compare)
 	for _, e := range t.entries {
 		t.hosts = t.hosts || e.host != ""
-		t.mixed = t.mixed || e.route.Open != t.entries[0].route.Open
+		t.mixed = t.mixed || e.route.isOpen() != t.entries[0].route.isOpen()
+		t.mixedPlain = t.mixedPlain || e.route.isOpenPlain() != t.entries[0].route.isOpenPlain()
 	}
 	return t, errors.Join(mistakes...)
 }
@@ -153,9 +162,9 @@ func hostname(host string) string {
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
-// leadsElsewhere reports whether a server may take a path of an open route for one that needs a credential: one that decodes it, drops
+// leadsElsewhere reports whether a server may take a path of an open route for one of a route that is not: a server that decodes it, drops
 // ;parameters and empty segments, takes \ for /, or tells no case apart.
-func (t *table) leadsElsewhere(host, path string) bool {
+func (t *table) leadsElsewhere(host, path string, isOpen func(*route) bool) bool {
 	host, path = hostname(host), strings.ToLower(readLoosely(path))
 	for i := range t.entries { // in the same order, which case does not change
 		e := &t.entries[i]
@@ -164,7 +173,7 @@ func (t *table) leadsElsewhere(host, path string) bool {
 		}
 		loose := entry{path: strings.ToLower(e.path), prefix: e.prefix}
 		if loose.matches(path) {
-			return !e.route.Open
+			return !isOpen(e.route)
 		}
 	}
 	return false
