@@ -85,16 +85,8 @@ func answering(t *testing.T, status int, body string) string {
 	return s.URL
 }
 
-// gone is the address of nobody.
-func gone(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+// gone is the address of nobody. A port that was free a moment ago may be another test's by now.
+const gone = "127.0.0.1:1"
 
 // silent is the address of a server that says nothing.
 func silent(t *testing.T) string {
@@ -137,7 +129,7 @@ func TestJSON(t *testing.T) {
 	redis := redistest.Start(t)
 	envFile := file(t, "PATHS=/a, /b/*\nREDIS_URL="+redis.URL()+"\nLIMIT_SESSIONS=5\n")
 	exit, out := run(t, []string{
-		"ENV_FILE=" + envFile, "UPSTREAM_URL=" + b.URL() + "?key=hunter2 ws://" + gone(t), "AUTH_URL=" + b.TokenURL() + "?key=hunter2",
+		"ENV_FILE=" + envFile, "UPSTREAM_URL=" + b.URL() + "?key=hunter2 ws://" + gone, "AUTH_URL=" + b.TokenURL() + "?key=hunter2",
 		"LIMIT_SESSIONS=6", "REDIS_TIMEOUT=20s", "AUTH_CLIENT_SECRET_FILE=" + file(t, "hunter2"), "UPSTREAM_HEALTH_PATH=/token?token=token",
 	}, "-json")
 	if exit != Faulty {
@@ -194,8 +186,8 @@ func TestFindings(t *testing.T) {
 			[]string{"the bundled backend", "warning: UPSTREAM_URL: is empty: ", "warning: AUTH_URL: is empty: ", "\n0 faults, 2 warnings\n"}},
 		{"everyone", []string{"AUTH_URL=", "AUTH_MODE=none"}, Well, []string{"ok: AUTH_MODE: none lets everyone in"}},
 		{"a secret", []string{"AUTH_URL=", "AUTH_MODE=jwt", "AUTH_JWT_SECRET=0123456789abcdef0123456789abcdef"}, Well, []string{"ok: AUTH_MODE: jwt asks nobody"}},
-		{"an upstream that is gone", []string{"UPSTREAM_URL=ws://" + gone(t)}, Faulty, []string{"connection refused; want it started, or UPSTREAM_URL with", "1 fault, "}},
-		{"one of two is gone", []string{"UPSTREAM_URL=ws://" + gone(t) + " " + b.URL()}, Faulty, []string{"connection refused", "1 fault, "}},
+		{"an upstream that is gone", []string{"UPSTREAM_URL=ws://" + gone}, Faulty, []string{"connection refused; want it started, or UPSTREAM_URL with", "1 fault, "}},
+		{"one of two is gone", []string{"UPSTREAM_URL=ws://" + gone + " " + b.URL()}, Faulty, []string{"connection refused", "1 fault, "}},
 		{"an upstream that hangs", []string{"UPSTREAM_URL=wss://" + silent(t), "UPSTREAM_DIAL_TIMEOUT=100ms"}, Faulty, []string{"or a longer UPSTREAM_DIAL_TIMEOUT"}},
 		{"a health check that fails", []string{"UPSTREAM_HEALTH_PATH=/token?token=hunter2"}, Faulty, []string{"its health check says 400; want a target in UPSTREAM_URL that takes"}},
 		{"a health check that hangs", []string{"UPSTREAM_URL=ws://" + silent(t), "UPSTREAM_HEALTH_PATH=/", "UPSTREAM_HEALTH_TIMEOUT=100ms"}, Faulty,
@@ -208,14 +200,14 @@ func TestFindings(t *testing.T) {
 		{"a forward without a door", []string{"AUTH_MODE=forward", "AUTH_URL=" + answering(t, 200, "")}, Well, []string{"warning: AUTH_URL: ", "lets in a request for / without any credential"}},
 		{"keys that are none", []string{"AUTH_MODE=jwt", "AUTH_URL=", "AUTH_JWKS_URL=" + answering(t, 200, "no"), "AUTH_AUDIENCE=a"}, Faulty,
 			[]string{"fault: AUTH_JWKS_URL: ", "want a key set there"}},
-		{"in clear text", []string{"AUTH_URL=http://auth.invalid/", "AUTH_TIMEOUT=20s"}, Faulty, []string{"warning: AUTH_URL: ", "is not encrypted"}},
+		{"in clear text", []string{"AUTH_URL=http://0.0.0.0:1/"}, Faulty, []string{"warning: AUTH_URL: ", "is not encrypted"}},
 		{"a certificate for a day", []string{"TLS_CERT_FILE=" + certificateFile(t, -day, day)}, Well, []string{"warning: TLS_CERT_FILE: ", "holds a certificate that expires soon, at ", "; want it renewed"}},
 		{"a certificate for long", []string{"ADMIN_TLS_CERT_FILE=" + certificateFile(t, -day, 90*day)}, Well, []string{"ok: ADMIN_TLS_CERT_FILE: ", `is for ["gate.example"] and holds until `}},
 		{"a certificate of yesterday", []string{"TLS_CERT_FILE=" + certificateFile(t, -2*day, -day)}, Faulty, []string{"fault: TLS_CERT_FILE: ", "holds a certificate that expired at "}},
 		{"a certificate of tomorrow", []string{"TLS_CERT_FILE=" + certificateFile(t, day, 90*day)}, Faulty, []string{"is not valid before "}},
 		{"no certificate", []string{"TLS_CERT_FILE=" + file(t, "hello")}, Faulty, []string{"holds no certificate"}},
-		{"Redis that is gone", []string{"REDIS_URL=redis://:hunter2@" + gone(t)}, Faulty, []string{"fault: REDIS_URL: 127.0.0.1:", "want it started, or REDIS_URL with"}},
-		{"a bus that is gone", []string{"REDIS_URL=redis://" + gone(t), "BUS_URL=amqp://gate:hunter2@" + gone(t)}, Faulty, []string{"fault: BUS_URL: 127.0.0.1:", "want it started, or BUS_URL with"}},
+		{"Redis that is gone", []string{"REDIS_URL=redis://:hunter2@" + gone}, Faulty, []string{"fault: REDIS_URL: 127.0.0.1:", "want it started, or REDIS_URL with"}},
+		{"a bus that is gone", []string{"REDIS_URL=redis://" + gone, "BUS_URL=amqp://gate:hunter2@" + gone}, Faulty, []string{"fault: BUS_URL: 127.0.0.1:", "want it started, or BUS_URL with"}},
 		{"more sessions than descriptors", []string{"LIMIT_SESSIONS=2000000000"}, Well, []string{"warning: LIMIT_SESSIONS: 2000000000 is more than ", "want a limit of 4000000200 descriptors or more"}},
 		{"a name that is none", []string{"UPSTREAM_ROUTE=x"}, Well, []string{"warning: UPSTREAM_ROUTE: looks like a setting but is none; want it unset"}},
 	} {
