@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/gorilla/websocket"
 
+	"portcullis/proxy/gate"
 	"portcullis/proxy/refusal"
 	"portcullis/proxy/session"
 	"portcullis/ratelimit"
@@ -262,5 +264,31 @@ func TestRoutesShareServers(t *testing.T) {
 	}
 	if live != 6 {
 		t.Errorf("%d sessions are counted, want 6", live)
+	}
+}
+
+// Plain requests pass where their route says so, and what a server may take for a path that needs a credential passes nowhere without.
+func TestPlainRequestsByRoute(t *testing.T) {
+	app := newApplication(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RequestURI) })
+	g := newGate(t, "", routed(func(c *Config, routes map[string]*Route) {
+		routes["API"].HTTP, routes["PAGES"].HTTP = gate.HTTPAuth, gate.HTTPOpen
+	}, "API=/api/* "+app, "PAGES=/* "+app+"/", "CHAT=/chat/* "+app+"/?chat"))
+	conn := g.keep(t)
+	for _, tt := range []struct {
+		target string
+		want   int
+	}{
+		{"/index.html", 200}, {"/api/x", 401}, {"/api/x?token=good", 200}, {"/%61pi/x", 400}, {"/API/x", 400}, {"/api;v=1/x", 400}, {"/apis", 200},
+	} {
+		resp, _ := conn.ask(t, request("GET "+tt.target+" HTTP/1.1", "Host: gate.example"))
+		if resp.StatusCode != tt.want {
+			t.Errorf("%s: got %d, want %d", tt.target, resp.StatusCode, tt.want)
+		}
+	}
+	if a := g.send(t, request("GET /chat/x HTTP/1.1", "Host: gate.example")); a.StatusCode != 426 {
+		t.Errorf("a route without plain requests: got %d, want 426", a.StatusCode)
+	}
+	if a := g.send(t, handshake("/index.html")); a.StatusCode != 401 {
+		t.Errorf("an upgrade where plain requests are open: got %d, want 401", a.StatusCode)
 	}
 }

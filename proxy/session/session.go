@@ -22,13 +22,13 @@ type Info struct {
 }
 
 func (s *Session) attrs() []slog.Attr {
-	attrs := []slog.Attr{
+	attrs := append(make([]slog.Attr, 0, 13), // and those of its end
 		slog.String("session", s.ID),
 		slog.String("subject", s.Subject),
 		slog.String("client", s.Address()),
 		slog.String("path", s.Path),
 		slog.String("upstream", s.Upstream),
-	}
+	)
 	if s.Route != "" {
 		attrs = append(attrs, slog.String("route", s.Route))
 	}
@@ -91,7 +91,9 @@ type ending struct {
 func (s *Session) Start(h relay.Handover, first []byte) {
 	m := s.manager
 	m.metrics.SessionStarted(s.Route)
-	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	if m.log.Enabled(context.Background(), slog.LevelDebug) {
+		m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	}
 	m.events.opened(s)
 	h.Ended = s.ended
 	h.Rules = cmp.Or(h.Rules, m.relay.Rules)
