@@ -76,7 +76,7 @@ func (p *Proxy) compile(c Config, before *generation) (*generation, error) {
 		g.limits, err = before.limits.With(c.Limits)
 	}
 	note()
-	parts.Limits = g.limits
+	parts.Limits, parts.Groups = g.limits, g.groups
 	g.auth, err = p.authenticator(c, before)
 	note()
 	parts.Auth = g.auth
@@ -198,19 +198,31 @@ func (p *Proxy) begin(g *generation) {
 		names = append(names, r.Name)
 	}
 	p.metrics.WatchRoutes(names)
-	p.current.Store(g)
+	before := p.current.Swap(g)
+	if before != nil && before.auth == g.auth {
+		return
+	}
 	for _, warning := range g.auth.Warnings() {
 		p.log.Warn(warning)
 	}
 }
 
-// targets are those of all routes. One that several have is there once.
+// targets are those of all routes, by their names. A server that several routes have is there once; several that have one name, such as two
+// paths of one address, count together.
 func (g *generation) targets() (all []admin.Target) {
+	seen := make(map[uint64]bool)
 	for _, r := range g.routes {
 		for _, t := range r.Upstream.Targets() {
-			if !slices.ContainsFunc(all, func(other admin.Target) bool { return other.Name == t.Name }) {
-				all = append(all, admin.Target(t))
+			if seen[t.ID] {
+				continue
 			}
+			seen[t.ID] = true
+			i := slices.IndexFunc(all, func(other admin.Target) bool { return other.Name == t.Name })
+			if i < 0 {
+				i, all = len(all), append(all, admin.Target{Name: t.Name})
+			}
+			all[i].Live += t.Live
+			all[i].Usable = all[i].Usable || t.Usable
 		}
 	}
 	return all

@@ -196,7 +196,7 @@ func (u *Upstream) Targets() (all []TargetState) {
 	u.servers.mu.Lock()
 	defer u.servers.mu.Unlock()
 	for _, e := range u.endpoints {
-		all = append(all, TargetState{e.name, e.live, e.usable(now)})
+		all = append(all, TargetState{e.name, e.id, e.live, e.usable(now)})
 	}
 	return all
 }
@@ -213,6 +213,7 @@ func (u *Upstream) Names() string {
 // TargetState is what a target is at the moment.
 type TargetState struct {
 	Name   string
-	Live   int  // sessions, and handshakes and plain requests under way
-	Usable bool // it gets new ones
+	ID     uint64 // of the server, which another upstream may have, too
+	Live   int    // sessions, and handshakes and plain requests under way
+	Usable bool   // it gets new ones
 }

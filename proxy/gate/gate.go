@@ -67,6 +67,7 @@ type Parts struct {
 	Auth     *auth.Auth
 	Tickets  Tickets // nil: there are none
 	Sessions *session.Manager
+	Groups   session.Groups // from where a session has its groups
 	Report   *refusal.Reporter
 	Metrics  *admin.Metrics
 	Log      *slog.Logger

@@ -10,7 +10,7 @@ import (
 
 // findGroups finds the groups of the session that is to come.
 func (g *Gate) findGroups(u *upgrade) *refusal.Refusal {
-	groups, err := g.Sessions.Groups(u.grant.Decision, u.Query)
+	groups, err := g.Groups.Of(u.grant.Decision, u.Query)
 	if err != nil {
 		return GroupsRefusal(err)
 	}

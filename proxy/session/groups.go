@@ -30,7 +30,7 @@ func (p groupPlace) String() string { return p.kind + ":" + p.name }
 // Groups are the places from which sessions have their groups.
 type Groups []groupPlace
 
-// SetGroups has sessions that are opened or verified again from now on have their groups from those places.
+// SetGroups has sessions that are verified again from now on have their groups from those places.
 func (m *Manager) SetGroups(places Groups) { m.groups.Store(&places) }
 
 // ParseGroups reads SESSION_GROUPS. The error joins every mistake, one a line.
@@ -77,9 +77,9 @@ type GroupsError struct {
 
 func (e *GroupsError) Error() string { return e.Place + ": " + e.Wrong }
 
-// Groups are those of a session with that decision and request. The error is a [*GroupsError] or nil.
-func (m *Manager) Groups(d auth.Decision, query string) (groups []string, err error) {
-	for _, p := range *m.groups.Load() {
+// Of are the groups of a session with that decision and request. The error is a [*GroupsError] or nil.
+func (places Groups) Of(d auth.Decision, query string) (groups []string, err error) {
+	for _, p := range places {
 		values := d.Groups[p.String()]
 		if p.kind == "query" {
 			if values, err = queryValues(query, p.name); err != nil {
@@ -136,10 +136,11 @@ func queryValues(query, name string) (values []string, err error) {
 // regroup replaces the groups that a verifier gave a session; those of its query stay. The error is a [*GroupsError]: the session
 // keeps all it had.
 func (m *Manager) regroup(s *Session, d auth.Decision) error {
-	if len(*m.groups.Load()) == 0 || m.registry == nil {
+	places := *m.groups.Load()
+	if len(places) == 0 || m.registry == nil {
 		return nil
 	}
-	groups, err := m.Groups(d, "")
+	groups, err := places.Of(d, "")
 	if err != nil {
 		return err
 	}

@@ -63,9 +63,7 @@ func TestGroups(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			places, _ := ParseGroups([]string{"claim:groups", "query:room"})
-			m := &Manager{}
-			m.SetGroups(places)
-			got, err := m.Groups(auth.Decision{Groups: map[string][]string{"claim:groups": tt.claim}}, tt.query)
+			got, err := places.Of(auth.Decision{Groups: map[string][]string{"claim:groups": tt.claim}}, tt.query)
 			wrong, isWrong := errors.AsType[*GroupsError](err)
 			switch {
 			case !isWrong && tt.wrong != "", isWrong && (wrong.Error() != tt.wrong || wrong.Query != tt.byQuery):

@@ -128,7 +128,7 @@ type Opening struct {
 	Info
 	Grant  auth.Grant
 	Slot   *ratelimit.Slot
-	Groups []string // see [Manager.Groups]
+	Groups []string // see [Groups.Of]
 	// LastPush is the id of the last push that the client has seen, as its parameter says; empty: it wants those from now on.
 	// Nil: it did not ask for ids.
 	LastPush *string
