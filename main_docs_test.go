@@ -75,11 +75,6 @@ func TestSettingsAreDescribed(t *testing.T) {
 	if _, _, err := config.Read(example); err != nil {
 		t.Errorf("%s with every line in force: %v", examplePage, err)
 	}
-	for _, name := range config.Reserved {
-		if _, ok := want[name]; ok {
-			t.Errorf("%s is a setting and reserved for a later version", name)
-		}
-	}
 }
 
 // TestExamplesOfModes starts the program as each example of a mode says. Every mode needs an example.

@@ -48,7 +48,11 @@ func TestMistakesInSettings(t *testing.T) {
 		}},
 		{"an upstream without authentication is no open door", []string{"UPSTREAM_URL=ws://127.0.0.1:1"},
 			[]string{`AUTH_URL: "" would leave UPSTREAM_URL open`}},
-		{"names of later versions", []string{"PROXY_PROTOCOL=true"}, []string{`PROXY_PROTOCOL: "true" `}},
+		{"heads from nobody", []string{"PROXY_PROTOCOL=true", "LISTEN_ADDR=:3000,unix:/run/front.sock"}, []string{`PROXY_PROTOCOL: "true" believes nobody`}},
+		{"listeners of all kinds", []string{"LISTEN_ADDR=:3000,127.0.0.1:3000,unix:front.sock,fd:,fd:web,fd:web"}, []string{
+			`LISTEN_ADDR: "127.0.0.1:3000" clashes with ":3000"`, `LISTEN_ADDR: "unix:front.sock" is not the path`, `LISTEN_ADDR: "fd:" has no name`,
+			`LISTEN_ADDR: "fd:web" clashes with "fd:web"`}},
+		{"one of two listeners on the operator's port", []string{"LISTEN_ADDR=unix:/run/front.sock,:9090"}, []string{`ADMIN_ADDR: "127.0.0.1:9090" has the port of LISTEN_ADDR, ":9090"`}},
 		{"a first message that nobody asks for", []string{"AUTH_MODE=none", "AUTH_FIRST_MESSAGE=true", "AUTH_FIRST_MESSAGE_FORMAT=json"},
 			[]string{`AUTH_FIRST_MESSAGE: "true" `, `AUTH_FIRST_MESSAGE_FORMAT: "json" `}},
 		{"renewal without subjects", []string{"AUTH_MODE=none", "RENEWAL=true"}, []string{`RENEWAL: "true" `}},

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -221,7 +223,7 @@ func TestEvictedConnectionIsNotAnswered(t *testing.T) {
 	defer l.Close()
 	s.addr = l.Addr().String()
 	request := func() (*trackedConn, *http.Request) {
-		c := s.pending.add(s.dial(t).(*net.TCPConn))
+		c := s.pending.add(s.dial(t).(*net.TCPConn), nil)
 		return c, (&http.Request{}).WithContext(s.http.ConnContext(t.Context(), c))
 	}
 	first, late := request()
@@ -288,7 +290,8 @@ func TestAcceptErrorsAreToldOnceASecond(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				l := newListener(failing{err: tt.err}, slog.New(slog.NewTextHandler(&log, nil)), nil)
+				server := &Server{log: slog.New(slog.NewTextHandler(&log, nil))}
+				l := &listener{failing{err: tt.err}, server, rate.Sometimes{Interval: time.Second}}
 				for range 500 { // as often as net/http tries
 					if _, err := l.Accept(); !errors.Is(err, tt.err) {
 						t.Fatalf("got %v", err)
@@ -335,7 +338,7 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tcp.Close()
-			conn := s.pending.add(tcp.(*net.TCPConn))
+			conn := s.pending.add(tcp.(*net.TCPConn), nil)
 			r := (&http.Request{}).WithContext(s.http.ConnContext(t.Context(), conn))
 			for _, state := range tt.states {
 				switch state {
@@ -356,10 +359,18 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 	}
 }
 
-// The relay's event loop takes plain TCP connections only.
+// The relay's event loop takes plain connections only, and the bytes behind a PROXY head are the session's.
 func TestSessionHasThePlainConnection(t *testing.T) {
-	tcp := &net.TCPConn{}
-	if got := untrack(&trackedConn{TCPConn: tcp}); got != net.Conn(tcp) {
-		t.Errorf("got %T, want the *net.TCPConn", got)
+	for _, c := range []socket{&net.TCPConn{}, &net.UnixConn{}} {
+		if got, read := untrack(&trackedConn{socket: c}); got != net.Conn(c) || read != nil {
+			t.Errorf("got %T and %q, want the %T", got, read, c)
+		}
+		reader := bufio.NewReader(strings.NewReader("PROXY UNKNOWN\r\nrest"))
+		if _, err := parseHead(reader); err != nil {
+			t.Fatal(err)
+		}
+		if got, read := untrack(&trackedConn{socket: c, head: &proxyHead{reader: reader}}); got != net.Conn(c) || string(read) != "rest" {
+			t.Errorf("got %T and %q, want the %T and what stands behind the head", got, read, c)
+		}
 	}
 }

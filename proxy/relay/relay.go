@@ -385,6 +385,18 @@ func (r *Relay) Len() int {
 	return len(r.live)
 }
 
+// Engines is how many of them each engine relays.
+func (r *Relay) Engines() (loops, streams int) {
+	for _, s := range r.sessions() {
+		if _, ok := s.(*stream); ok {
+			streams++
+		} else {
+			loops++
+		}
+	}
+	return loops, streams
+}
+
 func (r *Relay) sessions() []Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
