@@ -404,7 +404,7 @@ func (p *program) announce(listeners []net.Listener) {
 		return
 	}
 	greeting := echo.Greeting{Command: os.Args[0], Addr: dialable(listeners[first].Addr()), TLS: p.Proxy.Front.CertFile != "",
-		Auth: p.Proxy.Auth.Mode != "none", Tokens: p.Proxy.API.TokenEndpoint != nil}
+		Auth: p.Proxy.Auth.TakesToken(), Tokens: p.Proxy.API.TokenEndpoint != nil}
 	if strings.Contains(greeting.Command, "go-build") { // the temporary binary of go run
 		greeting.Command = "go run ."
 	}

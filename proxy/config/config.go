@@ -157,9 +157,9 @@ func (c *Config) withoutEffect(list settings.List) error {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q %s", name, s.Value, wrong))
 		}
 	}
-	if c.Proxy.Auth.Mode == "none" {
+	if !c.Proxy.Auth.TakesToken() {
 		for _, name := range []string{"RATE_AUTH_FAILURES_PER_IP", "RATE_AUTH_FAILURES_PER_IP_BURST"} {
-			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
+			forbid(name, "has no effect with AUTH_MODE="+c.Proxy.Auth.Mode+", which leaves nothing to guess; want it unset, or another mode")
 		}
 	}
 	if len(c.Proxy.Routes) > 0 {

@@ -32,6 +32,9 @@ type Config struct {
 	// CertFile and KeyFile are PEM files, read again when they change. Both empty: no TLS.
 	CertFile string `env:"TLS_CERT_FILE" guard:"true"`
 	KeyFile  string `env:"TLS_KEY_FILE" guard:"true"`
+	// ClientCAFile is a PEM file of authorities, read again when it changes: each client has to show a certificate of one of them. Empty:
+	// none is asked for.
+	ClientCAFile string `env:"TLS_CLIENT_CA_FILE" guard:"true" needs:"TLS_CERT_FILE"`
 	// ProxyProtocol has a connection of a trusted peer, or to a unix socket, begin with a PROXY head, before TLS. One without it is closed.
 	ProxyProtocol bool `env:"PROXY_PROTOCOL" envDefault:"false"`
 
@@ -105,8 +108,9 @@ func New(c Config) (*Server, error) {
 	if c.CertFile == "" && c.KeyFile == "" {
 		return s, nil
 	}
-	pair, err := certificate.New("", c.CertFile, c.KeyFile)
-	if err != nil {
+	pair, pairErr := certificate.New("", c.CertFile, c.KeyFile)
+	authorities, authoritiesErr := newAuthorities(c.ClientCAFile)
+	if err := errors.Join(pairErr, authoritiesErr); err != nil {
 		return nil, err
 	}
 	pair.Warn = func(err error) { log.Warn("the certificate needs care", "error", err) }
@@ -116,7 +120,32 @@ func New(c Config) (*Server, error) {
 		NextProtos:     []string{"http/1.1"},
 		GetCertificate: pair.Get,
 	}
+	if authorities != nil {
+		authorities.Warn = func(err error) { log.Warn("the authorities of clients need care", "error", err) }
+		requireCertificates(s.http.TLSConfig, authorities)
+	}
 	return s, nil
+}
+
+// newAuthorities returns nil without a file.
+func newAuthorities(file string) (*certificate.Authorities, error) {
+	if file == "" {
+		return nil, nil
+	}
+	return certificate.NewAuthorities("TLS_CLIENT_CA_FILE", file)
+}
+
+// requireCertificates has each handshake verify a certificate of the client by the authorities as they are then. So no session of TLS is
+// resumed: its certificate would not be verified again.
+func requireCertificates(c *tls.Config, authorities *certificate.Authorities) {
+	c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, authorities.Pool()
+	c.SessionTicketsDisabled = true
+	base := c.Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := base.Clone()
+		now.ClientCAs = authorities.Pool()
+		return now, nil
+	}
 }
 
 // handle has a request's context end when its client is gone.

@@ -41,6 +41,7 @@ const (
 	TokenConflict       Reason = "token_conflict"
 	TokenRefused        Reason = "token_refused"
 	TokenDenied         Reason = "token_denied"
+	Certificate         Reason = "certificate"
 	AuthUnavailable     Reason = "auth_unavailable"
 	Groups              Reason = "groups"
 	Kicked              Reason = "kicked"
@@ -98,6 +99,7 @@ var answers = map[Reason]struct {
 	TokenConflict:       {400, "the request carries two different tokens"},
 	TokenRefused:        {401, "the token is not accepted"},
 	TokenDenied:         {403, "the token does not allow this"},
+	Certificate:         {401, "the client certificate is not accepted"},
 	AuthUnavailable:     {503, "authentication is not available at the moment"},
 	Groups:              {403, "the groups of this session cannot be used"}, // 400 where the client chose them
 	Kicked:              {403, "you are kept out for now"},
