@@ -17,6 +17,8 @@ const maxHeadV1 = 107
 
 // proxyHead is the head of the PROXY protocol with which a connection is to begin.
 type proxyHead struct {
+	within time.Duration // it has to come
+
 	once    sync.Once
 	reader  *bufio.Reader  // has what was read behind the head; nil: nothing is left of it
 	good    bool           // there is a head, and it says who the client is
@@ -28,17 +30,17 @@ type proxyHead struct {
 func (c *trackedConn) readHead() bool {
 	h := c.head
 	h.once.Do(func() {
-		c.socket.SetReadDeadline(time.Now().Add(headerTimeout))
+		c.socket.SetReadDeadline(time.Now().Add(h.within))
 		h.reader = bufio.NewReaderSize(c.socket, 256)
 		var err error
 		if h.source, err = parseHead(h.reader); err == nil {
 			h.good = true
 			return
 		}
-		c.Close()
 		if err != errSilent {
 			h.refused(err)
 		}
+		c.Close()
 	})
 	return h.good
 }

@@ -247,7 +247,7 @@ func (s *Server) track(c socket) *trackedConn {
 	if s.trusts == nil || !isUnix && !s.trusts(addrOf(c.RemoteAddr())) {
 		return s.pending.add(c, nil)
 	}
-	head := &proxyHead{}
+	head := &proxyHead{within: s.http.ReadHeaderTimeout}
 	tracked := s.pending.add(c, head)
 	head.refused = func(err error) { s.headRefused(addrOf(tracked.peer()), err) }
 	return tracked
