@@ -64,6 +64,19 @@ const (
 	headLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 )
 
+// preceded is a connection that sends a head in one segment with what is written first.
+type preceded struct {
+	net.Conn
+	head string
+}
+
+func (p *preceded) Write(b []byte) (int, error) {
+	n, err := p.Conn.Write(append([]byte(p.head), b...))
+	n -= len(p.head)
+	p.head = ""
+	return max(n, 0), err
+}
+
 // Whatever a connection comes through, the event loop relays it, and what its client sent early, in the same segment as head and handshake,
 // is there.
 func TestEdgeRunsOnTheLoop(t *testing.T) {
@@ -89,6 +102,8 @@ func TestEdgeRunsOnTheLoop(t *testing.T) {
 		{name: "unix, PROXY 2", listen: func(t *testing.T) net.Listener { return listenAt(t, unixSocket(t)) },
 			edit: func(c *Config) { c.Front.ProxyProtocol = true }, before: head2, client: "203.0.113.9"},
 		{name: "fd", listen: func(t *testing.T) net.Listener { return listenAt(t, "fd:web", passedSocket(t, "web")) }, client: "127.0.0.1"},
+		{name: "TLS behind a head", listen: func(t *testing.T) net.Listener { return listenAt(t, "127.0.0.1:0") },
+			edit: func(c *Config) { proxied(c); c.Front.CertFile, c.Front.KeyFile = certFile, keyFile }, before: head2, client: "203.0.113.9", stream: true},
 		{name: "TLS", listen: func(t *testing.T) net.Listener { return listenAt(t, "127.0.0.1:0") }, // so that the metric is one that can tell
 			edit: func(c *Config) { c.Front.CertFile, c.Front.KeyFile = certFile, keyFile }, client: "127.0.0.1", stream: true},
 	} {
@@ -100,10 +115,11 @@ func TestEdgeRunsOnTheLoop(t *testing.T) {
 				echo.ServeHTTP(w, r)
 			})), tt.edit, tt.listen(t))
 			conn := g.dial(t)
+			conn = &preceded{conn, tt.before}
 			if tt.stream {
 				conn = overTLS(t, conn, nil)
 			}
-			io.WriteString(conn, tt.before+handshake("/?token=good", tt.lines...)+text("early"))
+			io.WriteString(conn, handshake("/?token=good", tt.lines...)+text("early"))
 			a := readAnswer(t, conn)
 			if a.StatusCode != 101 {
 				t.Fatalf("got %d %q, want 101", a.StatusCode, a.body)

@@ -21,7 +21,7 @@ type Config struct {
 	// here and whole messages are carried over, uncompressed.
 	Mode string `env:"RELAY_MODE" envDefault:"passthrough"`
 	// Engine is what moves the bytes: "loop", an event loop for each
-	// processor, on Linux and between plain TCP connections; "stream", two
+	// processor, on Linux and between connections without TLS; "stream", two
 	// goroutines to a session; or "auto", the loop where it can be had.
 	Engine string `env:"RELAY_ENGINE" envDefault:"auto" fixed:"true"`
 	// PingInterval is how long either side may be silent before it is pinged.
