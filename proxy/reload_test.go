@@ -12,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/gorilla/websocket"
 
 	"portcullis/proxy/refusal"
+	"portcullis/proxy/session"
 	"portcullis/ratelimit"
 	"portcullis/upstream"
 )
@@ -282,4 +284,32 @@ func TestReloadUnderLoad(t *testing.T) {
 	if got := g.refused(t, refusal.Draining); got != 0 {
 		t.Errorf("%v upgrades were told of a shutdown", got)
 	}
+}
+
+// Another key verifies what comes from now on. A session that an old one opened lives until its token ends.
+func TestReloadOfKeysAndGroups(t *testing.T) {
+	g := newGate(t, newEcho(t), func(c *Config) {
+		byJWT(c)
+		c.API.AdminToken = "a-token-of-the-admin"
+	})
+	old := g.tokenUntil(t, "Alice", time.Now().Add(time.Hour))
+	conn := g.connect(t, "/?token="+old, nil)
+	g.mustReload(t, func(c *Config) {
+		c.Auth.JWTSecret = strings.Repeat("n", 32)
+		c.Session.Groups = []string{"query:room"}
+	})
+	if a := g.send(t, handshake("/?token="+old)); a.StatusCode != 401 {
+		t.Errorf("a token by the old key: got %d, want 401", a.StatusCode)
+	}
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": "Bob", "exp": time.Now().Add(time.Hour).Unix()}).SignedString([]byte(strings.Repeat("n", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.secrets.Token(token)
+	g.connect(t, "/?room=lobby&token="+token, nil)
+	page, _ := g.sessions.List(session.Filter{Group: "query:room:lobby"}, 10, 0)
+	if len(page) != 1 || page[0].Subject != "Bob" {
+		t.Errorf("in the group: %+v", page)
+	}
+	echoes(t, conn, "x")
 }

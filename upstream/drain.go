@@ -14,6 +14,14 @@ type Drain struct {
 	Over time.Duration
 }
 
+// String is the text that UnmarshalText reads as d; empty for the zero value.
+func (d Drain) String() string {
+	if d == (Drain{}) {
+		return ""
+	}
+	return strconv.Itoa(d.Code) + ":" + d.Over.String()
+}
+
 const wantDrain = "want a close code (1001, 1012, 1013 or 3000 to 4999) and over how long, such as 1012:60s"
 
 // UnmarshalText implements [encoding.TextUnmarshaler].

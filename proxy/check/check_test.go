@@ -51,7 +51,7 @@ func run(t *testing.T, environ []string, args ...string) (exit int, out string) 
 	if c.Settings, c.Misspelt, err = config.Read(c.All); err != nil {
 		t.Fatal(err)
 	}
-	c.Backend, c.Tokens = c.Settings.Proxy.Upstream.URL == "", c.Settings.LacksTokenEndpoint()
+	c.Backend, c.Tokens = !c.Settings.NamesBackend(), c.Settings.LacksTokenEndpoint()
 	var printed, wrong bytes.Buffer
 	c.Out, c.Errors = &printed, &wrong
 	if exit, err = Run(t.Context(), c, args); err != nil || wrong.Len() > 0 {
@@ -332,6 +332,27 @@ func TestPrintable(t *testing.T) {
 	for _, c := range []string{"\x1b", "\u202e", "\r", "x\ny"} {
 		if strings.Contains(out.String(), c) {
 			t.Errorf("%q is printed", c)
+		}
+	}
+}
+
+// The table has every route, with its rules, and a fault names the variable.
+func TestRoutesAreAsked(t *testing.T) {
+	up := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(up.Close)
+	host := strings.TrimPrefix(up.URL, "http://")
+	exit, out := run(t, []string{"AUTH_MODE=none",
+		"ROUTE_CHAT=/chat/* ws://" + host + " balance=hash:cookie:sid drain=1012:60s", "ROUTE_NEWS=b.example/* ws://127.0.0.1:1 http=open relay=terminate"})
+	if exit != Faulty {
+		t.Errorf("exit code %d, want %d", exit, Faulty)
+	}
+	for _, want := range []string{
+		"CHAT   /chat/*      auth=none balance=hash:cookie:sid http=off relay=passthrough drain=1012:1m0s",
+		"NEWS   b.example/*  auth=none balance=least http=open relay=terminate",
+		"or ROUTE_NEWS with the address where it listens",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
 		}
 	}
 }

@@ -23,6 +23,7 @@ type Report struct {
 type Route struct {
 	Name    string   `json:"name"` // empty: that of UPSTREAM_URL
 	Paths   []string `json:"paths"`
+	Rules   string   `json:"rules"`   // as the keys of ROUTE_<NAME>
 	Targets []Target `json:"targets"` // one for each address
 }
 
@@ -112,7 +113,7 @@ func (r *Report) print(out io.Writer) {
 	fmt.Fprintln(out)
 
 	var wrong []string
-	row("ROUTE", "PATHS", "TARGET", "ADDRESS", "CONNECT", "TLS", "HEALTH", "STATE")
+	row("ROUTE", "PATHS", "RULES", "TARGET", "ADDRESS", "CONNECT", "TLS", "HEALTH", "STATE")
 	for _, route := range r.Routes {
 		for _, t := range route.Targets {
 			connect, health, state := "", "", "ok"
@@ -130,7 +131,7 @@ func (r *Report) print(out io.Writer) {
 				state = string(Warning)
 				wrong = append(wrong, fmt.Sprintf("warning: %s at %s: its certificate expires soon, at %s; want it renewed", t.URL, t.Address, t.Until.Format(time.RFC3339)))
 			}
-			row(route.Name, strings.Join(route.Paths, ","), t.URL, t.Address, connect, t.TLS, health, state)
+			row(route.Name, strings.Join(route.Paths, ","), route.Rules, t.URL, t.Address, connect, t.TLS, health, state)
 		}
 	}
 	w.Flush()

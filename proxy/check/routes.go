@@ -3,8 +3,10 @@ package check
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"time"
 
+	"portcullis/proxy"
 	"portcullis/proxy/certificate"
 	"portcullis/upstream"
 )
@@ -13,27 +15,42 @@ import (
 type route struct {
 	name     string
 	paths    []string // as PATHS
+	rules    string   // as the keys of a route
 	upstream upstream.Config
 	bundled  bool // it is to the bundled backend, which is not there yet
 }
 
 // routes are those of the settings.
 func (c *Config) routes() []route {
+	p := &c.Settings.Proxy
 	var all []route
-	for _, r := range c.Settings.Proxy.Routes {
+	for _, r := range p.Routes {
 		u := r.Upstream
 		u.Setting, u.Secure = r.Setting, true // the settings have been found right as a whole
-		all = append(all, route{name: r.Name, paths: []string{r.Host + r.Paths[0]}, upstream: u})
+		all = append(all, route{r.Name, []string{r.Host + r.Paths[0]}, rules(&r, p.Auth.Mode), u, false})
 	}
 	if len(all) > 0 {
 		return all
 	}
-	return []route{{paths: c.Settings.Proxy.Gate.Paths, upstream: c.Settings.Proxy.Upstream, bundled: c.Backend}}
+	only := proxy.Route{HTTP: p.Gate.HTTP, Upstream: p.Upstream, Relay: p.Relay}
+	return []route{{"", p.Gate.Paths, rules(&only, p.Auth.Mode), p.Upstream, c.Backend}}
+}
+
+// rules are the keys that a route comes to, but for its limits.
+func rules(r *proxy.Route, auth string) string {
+	if r.Open {
+		auth = "none"
+	}
+	text := fmt.Sprintf("auth=%s balance=%s http=%s relay=%s", auth, r.Upstream.Balance, cmp.Or(string(r.HTTP), "off"), r.Relay.Mode)
+	if drain := r.Upstream.Drain.String(); drain != "" {
+		text += " drain=" + drain
+	}
+	return text
 }
 
 // ask connects to every target.
 func (r *route) ask(ctx context.Context) Route {
-	answer := Route{Name: r.name, Paths: r.paths, Targets: []Target{}}
+	answer := Route{Name: r.name, Paths: r.paths, Rules: r.rules, Targets: []Target{}}
 	switch {
 	case len(r.paths) > 0:
 	case r.bundled:
