@@ -200,6 +200,29 @@ func TestAuthoritiesFollowTheirFile(t *testing.T) {
 	}
 }
 
+// A token of resumption gives a session back to the subject of its certificate alone. Another client begins one of its own.
+func TestSessionIsItsCertificates(t *testing.T) {
+	ours := newAuthority(t)
+	g, _ := byCertificate(t, newEcho(t), ours, resuming())
+	showing := func(name string) *tls.Config {
+		return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*ours.client(t, pkix.Name{CommonName: name}, time.Hour)}}
+	}
+	c := newResumer(t, g, "/")
+	c.secure = showing("alice")
+	c.open()
+	id := c.welcome.Session
+	c.cut()
+	stolen := *c
+	stolen.secure = showing("mallory")
+	if err := stolen.back(); err != nil || stolen.welcome.Session == id || stolen.welcome.Resumed {
+		t.Fatalf("with another's certificate: %v, %+v", err, stolen.welcome)
+	}
+	c.secure = showing("alice") // renewed meanwhile
+	c.mustBack()
+	c.send("mine")
+	c.want("mine")
+}
+
 // Certificates are no tokens: what needs a token has no place beside them, and mutual TLS is their condition.
 func TestModeCertificateForbids(t *testing.T) {
 	certFile, keyFile, _ := selfSigned(t)

@@ -116,6 +116,18 @@ func (v *certificates) find(r *http.Request) (Credential, error) {
 	return Credential{certificate: shown}, nil
 }
 
+// CertificateSubject is the subject of the certificate with which r came, "" for none; false: it is not what authenticates.
+func (a *Auth) CertificateSubject(r *http.Request) (subject string, authenticates bool) {
+	if a.certificates == nil {
+		return "", false
+	}
+	c, err := a.certificates.find(r)
+	if err != nil {
+		return "", true
+	}
+	return c.certificate.subject, true
+}
+
 // verify accepts a certificate until its end. Asking again would change nothing.
 func (v *certificates) verify(_ context.Context, c Credential) (Decision, error) {
 	shown := c.certificate
