@@ -12,12 +12,13 @@ func TestKeepAliveOfClients(t *testing.T) {
 	for interval, want := range map[time.Duration]int{30 * time.Second: 0, 0: 1} {
 		t.Run(interval.String(), func(t *testing.T) {
 			var p program
-			p.ListenAddr, p.Proxy.Relay.PingInterval = "127.0.0.1:0", interval
-			l, err := p.listen()
+			p.ListenAddrs, p.Proxy.Relay.PingInterval = []string{"127.0.0.1:0"}, interval
+			all, err := p.listen()
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
+			defer closeAll(all)
+			l := all[0]
 			client, err := net.Dial("tcp", l.Addr().String())
 			if err != nil {
 				t.Fatal(err)

@@ -28,11 +28,13 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
+	"github.com/coreos/go-systemd/v22/activation"
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
 	"portcullis/proxy/check"
 	"portcullis/proxy/config"
+	"portcullis/proxy/front"
 	"portcullis/proxy/operate"
 	"portcullis/proxy/probe"
 	"portcullis/proxy/settings"
@@ -245,20 +247,20 @@ func (p *program) warn(misspelt []settings.Misspelling) {
 
 // run serves until a signal drains it or a listener fails, and returns the exit code. A hangup has it read its settings again.
 func (p *program) run(signals, hangups <-chan os.Signal, environ map[string]string) int {
-	front, err := p.listen()
+	listeners, err := p.listen()
 	if err != nil {
-		p.log.Error("the front listener cannot be opened", "error", fmt.Errorf("LISTEN_ADDR: %q: %w; %s", p.ListenAddr, err, remedy(err)))
+		p.log.Error("the front listener cannot be opened", "error", err)
 		return exitFailed
 	}
 	if err := p.admin.Start(); err != nil {
-		front.Close()
-		p.log.Error("the operator's listener cannot be opened", "error", fmt.Errorf("%w; %s", err, remedy(err)))
+		closeAll(listeners)
+		p.log.Error("the operator's listener cannot be opened", "error", fmt.Errorf("%w; %s", err, front.Remedy(err)))
 		return exitFailed
 	}
 	served := make(chan error, 1)
-	go func() { served <- p.proxy.Serve(front) }()
+	go func() { served <- p.proxy.Serve(listeners...) }()
 	p.admin.SetReady(true)
-	p.announce(front.Addr())
+	p.announce(listeners)
 
 	p.metrics.Reloaded(true)
 	for {
@@ -317,26 +319,30 @@ func (p *program) reread(environ map[string]string) (c *config.Config, misspelt 
 	return c, misspelt, kept, err
 }
 
-// listen opens the front listener.
-func (p *program) listen() (net.Listener, error) {
-	var c net.ListenConfig
-	c.SetMultipathTCP(false) // whose sockets do not report TCP_INFO, which the heartbeat needs
-	if p.Proxy.Relay.PingInterval > 0 {
-		// The heartbeat finds a dead client sooner than TCP's keep-alive would, and without four system calls per connection.
-		c.KeepAlive = -1
+// listen opens the front listeners.
+func (p *program) listen() ([]net.Listener, error) {
+	all, err := front.Listen(front.Listening{
+		Addrs:     p.ListenAddrs,
+		Passed:    activation.Files(true),
+		KeepAlive: p.Proxy.Relay.PingInterval == 0, // else the heartbeat finds a dead client
+		Logger:    p.log,
+	})
+	if err == nil && slices.ContainsFunc(all, isTCP) { // among those from systemd, of which the settings do not tell
+		err = p.CheckProxyProtocol()
 	}
-	return c.Listen(context.Background(), "tcp", p.ListenAddr)
+	if err != nil {
+		closeAll(all)
+		return nil, err
+	}
+	return all, nil
 }
 
-// remedy says what to do about a listener that cannot be opened.
-func remedy(err error) string {
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return "another process listens there, perhaps an earlier one of this program; want a port that is free"
-	case errors.Is(err, syscall.EACCES):
-		return "ports below 1024 are privileged; want a higher one, or the capability CAP_NET_BIND_SERVICE"
+func isTCP(l net.Listener) bool { return l.Addr().Network() == "tcp" }
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
 	}
-	return "want an address of this machine"
 }
 
 // drain ends every session in order, within DRAIN_TIMEOUT or until a second signal.
@@ -373,8 +379,12 @@ func (p *program) close() {
 }
 
 // announce says what listens where: in the log for an operator, and in words for the newcomer who runs the bundled backend.
-func (p *program) announce(front net.Addr) {
-	attrs := []any{"version", buildVersion(), "addr", front.String(), "tls", p.Proxy.Front.CertFile != ""}
+func (p *program) announce(listeners []net.Listener) {
+	var addrs []string
+	for _, l := range listeners {
+		addrs = append(addrs, front.AddrOf(l))
+	}
+	attrs := []any{"version", buildVersion(), "addr", strings.Join(addrs, ","), "tls", p.Proxy.Front.CertFile != ""}
 	for _, r := range p.Proxy.Routes {
 		place := r.Host + strings.Join(r.Paths, " ")
 		attrs = append(attrs, slog.Group(strings.ToLower(r.Setting), "path", place, "upstream", showTargets(r.Upstream.URL), "open", r.Open))
@@ -389,11 +399,12 @@ func (p *program) announce(front net.Addr) {
 		attrs = append(attrs, "admin", addr.String())
 	}
 	p.log.Info("listening", attrs...)
-	if p.backend == nil {
+	first := slices.IndexFunc(listeners, isTCP)
+	if p.backend == nil || first < 0 {
 		return
 	}
-	greeting := echo.Greeting{Command: os.Args[0], Addr: dialable(front), TLS: p.Proxy.Front.CertFile != "",
-		Auth: p.Proxy.Auth.Mode != "none", Tokens: p.Proxy.API.TokenEndpoint != nil}
+	greeting := echo.Greeting{Command: os.Args[0], Addr: dialable(listeners[first].Addr()), TLS: p.Proxy.Front.CertFile != "",
+		Auth: p.Proxy.Auth.TakesToken(), Tokens: p.Proxy.API.TokenEndpoint != nil}
 	if strings.Contains(greeting.Command, "go-build") { // the temporary binary of go run
 		greeting.Command = "go run ."
 	}

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -30,22 +29,6 @@ func TestPortTaken(t *testing.T) {
 		_, stderr, code := execute(t, []string{"LISTEN_ADDR=" + environ["LISTEN_ADDR"], "ADMIN_ADDR=" + environ["ADMIN_ADDR"]})
 		if code != exitFailed || !strings.Contains(stderr, name) || !strings.Contains(stderr, "address already in use; another process") {
 			t.Errorf("%s: got %d %s, want %d, its name and why", name, code, stderr, exitFailed)
-		}
-	}
-}
-
-func TestRemedy(t *testing.T) {
-	for _, tt := range []struct {
-		err  error
-		want string
-	}{
-		{syscall.EADDRINUSE, "want a port that is free"},
-		{syscall.EACCES, "ports below 1024 are privileged"},
-		{syscall.EADDRNOTAVAIL, "want an address of this machine"},
-		{&net.DNSError{Err: "no such host", Name: "nowhere"}, "want an address of this machine"},
-	} {
-		if got := remedy(&net.OpError{Op: "listen", Err: tt.err}); !strings.Contains(got, tt.want) {
-			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)
 		}
 	}
 }

@@ -150,9 +150,25 @@ type process struct {
 // end of the test neither its log, at any level, nor its metrics may repeat what it was shown.
 func startProgram(t *testing.T, environ ...string) *process {
 	t.Helper()
+	return startProgramWith(t, nil, environ...)
+}
+
+// systemd has a command start as systemd starts a service that it passes sockets to: the process has to find its own number in LISTEN_PID.
+func systemd(cmd *exec.Cmd, passed ...*os.File) *exec.Cmd {
+	if len(passed) > 0 {
+		program := cmd.Path
+		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, program}
+		cmd.ExtraFiles = passed
+	}
+	return cmd
+}
+
+// startProgramWith is startProgram with sockets from systemd.
+func startProgramWith(t *testing.T, passed []*os.File, environ ...string) *process {
+	t.Helper()
 	p := &process{t: t, more: make(chan struct{}), done: make(chan struct{})}
 	environ = append([]string{"LISTEN_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "RATE_UPGRADES_PER_IP=0", "LOG_LEVEL=debug"}, environ...)
-	p.cmd = command(t, environ)
+	p.cmd = systemd(command(t, environ), passed...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

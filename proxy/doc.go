@@ -3,7 +3,7 @@
 //
 // # The life of a connection
 //
-//	Serve                           front         accept; HTTP/1.1 alone, TLS; every wait and every size bounded
+//	Serve                           front         accept, at TCP and unix sockets; PROXY head, TLS, HTTP/1.1 alone; every wait and every size bounded
 //	└ ServeHTTP, serve              proxy.go      one request a connection, but for plain ones; none while draining
 //	  ├ present                     generation.go what the settings come to now, for the whole of the request
 //	  ├ api.Handler                 api           the gate's own paths: ticket, renewal, token
@@ -67,6 +67,8 @@
 //     servers) is not in it.
 //   - A path of a route that needs no credential is none that any server may take for a path of one that does.
 //   - httputil.ReverseProxy never sees a request for an upgrade, nor an answer to one.
+//   - The address of each request's client is known, or it is refused: every limit by address is of somebody.
+//   - What a connection comes through is gone when a session has it: where there is no TLS the relay gets the socket itself.
 //   - Each refusal has one [refusal.Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are the gate's to write goes no further, in any spelling.
 //   - No token and no query string is in any log line, metric, error text or answer.
@@ -77,8 +79,10 @@
 //
 // A proxy or load balancer in front
 //
-//   - MUST be in TRUSTED_PROXIES for its X-Forwarded-For, -Proto and -Host to be believed, and then MUST append to or
+//   - MUST be in TRUSTED_PROXIES, or connect to a unix socket, for its X-Forwarded-For, -Proto and -Host to be believed, and then MUST append to or
 //     replace X-Forwarded-For, and MUST NOT let other X-Forwarded headers of its clients through;
+//   - MUST, on a unix socket, say who each client is, by that header or a PROXY head;
+//   - MUST begin each connection with a PROXY head where PROXY_PROTOCOL is on;
 //   - MUST NOT share one connection among clients once it has sent an upgrade over it;
 //   - MUST pass on Upgrade, Connection, Sec-WebSocket-* and the headers or the query that hold the token, unchanged;
 //   - MUST speak HTTP/1.1 to this side;

@@ -265,11 +265,17 @@ func (c *Config) check() error {
 	if c.Auth.UsesCookie() && len(c.Origin.Origins) == 0 {
 		note("ORIGINS: %q allows every web page to use the cookies that authenticate; want the origins of your own pages", "")
 	}
+	if c.Auth.UsesCertificate() && len(c.Origin.Origins) == 0 {
+		note("ORIGINS: %q allows every web page to use the certificates that browsers have; want the origins of your own pages, or https://none.invalid where no page is to connect", "")
+	}
+	if c.Auth.UsesCertificate() && c.Front.ClientCAFile == "" {
+		note("AUTH_MODE: %q needs TLS_CLIENT_CA_FILE, for whose certificates are verified; want that set, or another mode", c.Auth.Mode)
+	}
 	if !c.Auth.NamesSubject() && c.Limits.PerSubject() {
 		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
 	}
-	if mode := c.Auth.Mode; c.Gate.FirstMessage && (mode == "none" || mode == "forward") {
-		note("AUTH_FIRST_MESSAGE: \"true\" has no meaning with AUTH_MODE=%s, which lacks no token; want false, or another mode", mode)
+	if c.Gate.FirstMessage && !c.Auth.ByToken() {
+		note("AUTH_FIRST_MESSAGE: \"true\" has no meaning with AUTH_MODE=%s, which lacks no token; want false, or another mode", c.Auth.Mode)
 	}
 	if c.Session.Renewal && !c.Auth.ByToken() {
 		note("RENEWAL: \"true\" needs to know whose a token is by the token alone, which AUTH_MODE=%s does not; want false, or another mode", c.Auth.Mode)

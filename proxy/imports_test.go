@@ -34,7 +34,7 @@ var beyond = map[string][]string{
 		"portcullis/proxy/fleet", "portcullis/upstream",
 	},
 	"portcullis/proxy/admin": {"portcullis/proxy/certificate", "github.com/prometheus/client_golang/"},
-	"portcullis/proxy/front": {"portcullis/proxy/certificate", "golang.org/x/sys/unix", "golang.org/x/time/rate"},
+	"portcullis/proxy/front": {"portcullis/proxy/certificate", "github.com/pires/go-proxyproto", "golang.org/x/sys/unix", "golang.org/x/time/rate"},
 
 	"portcullis/proxy/auth": {
 		"github.com/golang-jwt/jwt/v5", "github.com/MicahParks/", "github.com/hashicorp/golang-lru/v2", "github.com/sony/gobreaker/v2",

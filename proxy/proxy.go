@@ -110,7 +110,11 @@ func New(c Config) (*Proxy, error) {
 	c.Front.RequestTimeout = c.requestTimeout()
 	c.Front.HalfClosed = c.Relay.CloseTimeout // as long as the relay gives a client that is half-closed
 	c.Front.Malformed = func(client netip.Addr) {
-		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", client.String()))
+		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", clientip.Name(client)))
+	}
+	c.Front.Trusts = func(peer netip.Addr) bool { return p.current.Load().gate.ClientIP.Trusts(peer) }
+	c.Front.HeadRefused = func(peer netip.Addr, err error) {
+		p.report.Report(&refusal.Refusal{Reason: refusal.ProxyHead, Err: err}, slog.String("client", clientip.Name(peer)))
 	}
 	c.Fleet.Instance = c.Fleet.InstanceName()
 	c.Fleet.Limits, c.Fleet.Logger, c.Fleet.Metrics = c.Limits, p.log, p.metrics
@@ -146,6 +150,7 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p.metrics.WatchTargets(func() (all []admin.Target) { return p.current.Load().targets() })
+	p.metrics.WatchEngines(p.relay.Engines)
 	p.metrics.WatchKept(func() float64 {
 		bytes, _ := p.relay.KeptTotal()
 		return float64(bytes)
@@ -204,6 +209,10 @@ func (p *Proxy) serve(c gate.Client, r *http.Request) {
 		return
 	}
 	defer p.requests.end()
+	if !request.From.Addr.IsValid() {
+		now.gate.Refuse(request, &refusal.Refusal{Reason: refusal.ClientUnknown})
+		return
+	}
 	if handle := now.api.Handler(request); handle != nil {
 		now.gate.Answer(request, handle)
 		return
@@ -211,10 +220,10 @@ func (p *Proxy) serve(c gate.Client, r *http.Request) {
 	now.gate.Serve(request)
 }
 
-// Serve accepts connections from l until Drain or Cut, which make it return nil, or until l fails, or until this instance cannot be
-// one of its fleet. It closes l. It is called once.
-func (p *Proxy) Serve(l net.Listener) error {
-	err := p.front.Serve(l)
+// Serve accepts connections from listeners until Drain or Cut, which make it return nil, or until one of them fails, or until this
+// instance cannot be one of its fleet. It closes them. It is called once.
+func (p *Proxy) Serve(listeners ...net.Listener) error {
+	err := p.front.Serve(listeners...)
 	if failure := p.failure.Load(); failure != nil {
 		return *failure
 	}
@@ -231,7 +240,7 @@ func (p *Proxy) fail(err error) {
 // DRAIN_TIMEOUT ran out, ctx ended or Cut was called.
 //
 //  1. For DRAIN_DELAY all goes on as before. The caller has /readyz say 503 by now.
-//  2. The listener closes. Requests in progress finish or get 503; there are no new ones.
+//  2. The listeners close. Requests in progress finish or get 503; there are no new ones.
 //  3. Sessions get Close 1001, spread over the first half of DRAIN_TIMEOUT.
 //  4. When the last has ended, what is left are connections that never asked for anything. They are closed.
 func (p *Proxy) Drain(ctx context.Context) error {

@@ -40,6 +40,7 @@ type testGate struct {
 	metrics *admin.Metrics
 	limits  *ratelimit.Limits
 	log     *slog.Logger
+	network string
 	addr    string
 	journal *journal
 	served  chan error
@@ -52,6 +53,16 @@ const itself = "itself"
 // newGate starts a Proxy in front of target. Its endpoint knows the tokens good (nobody's), wonder (Alice's) and down (its own
 // failure). At the end of the test nothing that clients have shown may be in the log or the metrics.
 func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newGateAt(t, target, edit, l)
+}
+
+// newGateAt is newGate at listeners of all kinds. Its clients connect to the first.
+func newGateAt(t testing.TB, target string, edit func(*Config), listeners ...net.Listener) *testGate {
 	t.Helper()
 	g := &testGate{journal: newJournal(), served: make(chan error, 1)}
 	g.secrets.Public = []string{"other"} // is a label of the metrics too
@@ -76,11 +87,7 @@ func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
 	c.DrainTimeout = patience
 	c.Auth.URL = endpoint.URL
 	c.Auth.TokenFrom = append(c.Auth.TokenFrom, "protocol:bearer")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.addr = l.Addr().String()
+	g.network, g.addr = listeners[0].Addr().Network(), listeners[0].Addr().String()
 	if c.Upstream.URL = target; target == itself {
 		c.Upstream.URL = "ws://" + g.addr
 	}
@@ -99,11 +106,13 @@ func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
 	}
 	p, err := New(c)
 	if err != nil {
-		l.Close()
+		for _, l := range listeners {
+			l.Close()
+		}
 		t.Fatal(err)
 	}
 	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.current.Load().limits
-	go func() { g.served <- p.Serve(l) }()
+	go func() { g.served <- p.Serve(listeners...) }()
 	t.Cleanup(func() {
 		p.Cut()
 		if err := <-g.served; err != nil {
@@ -266,10 +275,10 @@ func (g *testGate) metric(t *testing.T, family, reason string) float64 {
 	return 0
 }
 
-// dial opens a TCP connection to the gate.
+// dial opens a connection to the gate.
 func (g *testGate) dial(t testing.TB) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", g.addr)
+	conn, err := net.Dial(g.network, g.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@
 //	portcullis_http_requests_live                               gauge      plain requests under way with the upstream
 //	portcullis_sessions_live                                    gauge      sessions relayed now
 //	portcullis_route_sessions{route}                            gauge      those of a route
+//	portcullis_relay_sessions{engine}                           gauge      those of an engine, loop or stream
 //	portcullis_sessions_ended_total{reason,code}                counter    why a session ended and its close code
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400
 //	portcullis_messages_total{direction}                        counter    complete data messages

@@ -332,6 +332,7 @@ func TestPackageCommentListsEveryMetric(t *testing.T) {
 	slices.Sort(want)
 
 	m := NewMetrics(Known{EndReasons: map[string][]int{"drain": {1001}}})
+	m.WatchEngines(func() (int, int) { return 2, 1 })
 	m.WatchTargets(func() []Target { return []Target{{"a:1", 2, true}, {"b:1", 0, false}} })
 	m.WatchRoutes([]string{"", "CHAT"})
 	families, err := m.Registry().Gather()

@@ -14,6 +14,17 @@ func (m *Metrics) WatchTargets(targets func() []Target) {
 	m.registry.MustRegister(targetCollector(targets))
 }
 
+// WatchEngines has sessions say how many sessions each engine relays. It is called once.
+func (m *Metrics) WatchEngines(sessions func() (loop, stream int)) {
+	watch := func(engine string, count func() int) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "portcullis_relay_sessions", Help: "Open sessions by the engine that relays them.", ConstLabels: prometheus.Labels{"engine": engine},
+		}, func() float64 { return float64(count()) }))
+	}
+	watch("loop", func() int { n, _ := sessions(); return n })
+	watch("stream", func() int { _, n := sessions(); return n })
+}
+
 // targetCollector is a prometheus.Collector of targets, which come and go.
 type targetCollector func() []Target
 

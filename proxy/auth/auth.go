@@ -19,6 +19,9 @@
 //   - forward shows the client's request, whatever token or cookie it has, to
 //     AUTH_URL, as nginx's auth_request and Traefik's forwardAuth do: 2xx
 //     accepts, 401 and 403 refuse. See [Credential.WithForwarded].
+//   - certificate takes the subject from the certificate that the client has
+//     shown in its TLS handshake, where it was verified. Tokens are not looked
+//     for, as in mode none.
 //   - none lets everybody pass. Tokens are not looked for and not taken out,
 //     for they can only be meant for the upstream.
 //
@@ -92,8 +95,9 @@ type Auth struct {
 	forwardsRequest bool // the verifier is shown the request (mode forward)
 	passToken       bool // TokenPass
 	identity        []identityHeader
-	copied          []string // headers of an answer that go upstream, canonical
-	local           bool     // nobody is asked about a credential
+	copied          []string      // headers of an answer that go upstream, canonical
+	certificates    *certificates // the verifier in mode certificate; nil otherwise
+	local           bool          // nobody is asked about a credential
 	hash            tokenHash
 	warnings        []string
 }
@@ -101,7 +105,7 @@ type Auth struct {
 // New compiles c. Its error joins every mistake, one line each. In mode jwt it
 // starts to fetch keys in the background, until [Auth.Close].
 func New(c Config) (*Auth, error) {
-	a := &Auth{passToken: c.TokenPass, hash: newTokenHash(c.Secret), local: c.Mode == modeJWT || c.Mode == modeNone}
+	a := &Auth{passToken: c.TokenPass, hash: newTokenHash(c.Secret), local: slices.Contains([]string{modeJWT, modeCertificate, modeNone}, c.Mode)}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Exhausted == nil {
 		c.Exhausted = func(error) bool { return false }
@@ -117,10 +121,16 @@ func New(c Config) (*Auth, error) {
 	case modeForward:
 		a.forwardsRequest = true
 		mistakes = append(mistakes, a.buildVerifier(&c))
+	case modeCertificate:
+		a.places = nil
+		if a.certificates, err = newCertificates(&c, a.identity); err == nil {
+			a.verifier = a.certificates
+		}
+		mistakes = append(mistakes, err)
 	case modeNone:
 		a.places = nil
 	default:
-		wrong := mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward or none")
+		wrong := mistake("AUTH_MODE", c.Mode, "is not a mode; want endpoint, jwt, introspect, forward, certificate or none")
 		mistakes = append(mistakes[:3], wrong, c.checkForms()) // without a mode, no setting belongs to another mode
 	}
 	if err := errors.Join(mistakes...); err != nil {
@@ -158,6 +168,8 @@ func (a *Auth) compileHeaders(c *Config) error {
 			mistakes = append(mistakes, err)
 		case a.setsHeader(h.name):
 			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, "names a header that another pair names; want one claim for each header"))
+		case h.claim != subjectClaim && c.Mode == modeCertificate && certificateNames[h.claim] == nil:
+			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, "names no part of a certificate; want sub, or one of "+certificatePlaces()))
 		case h.claim != subjectClaim && slices.Contains([]string{modeEndpoint, modeForward, modeNone}, c.Mode):
 			mistakes = append(mistakes, mistake("AUTH_FORWARD", entry, fmt.Sprintf("names a claim, of which AUTH_MODE=%s has none; want sub", c.Mode)))
 		default:
@@ -223,7 +235,7 @@ func (a *Auth) buildVerifier(c *Config) error {
 func (a *Auth) Required() bool { return a.verifier != nil }
 
 // Local reports whether a credential is verified without asking anybody: in mode
-// jwt, unless its keys have to be fetched, and in mode none.
+// jwt, unless its keys have to be fetched, and in modes certificate and none.
 func (a *Auth) Local() bool { return a.local }
 
 // NamesSubject reports whether each accepted client has a subject, so that
@@ -235,10 +247,19 @@ func (c *Config) NamesSubject() bool { return c.Mode != modeNone }
 // WebSocket handshakes of any site (cross-site WebSocket hijacking), so an
 // Origin allow list is then a must.
 func (c *Config) UsesCookie() bool {
-	return c.Mode == modeForward || c.Mode != modeNone && slices.ContainsFunc(c.TokenFrom, func(entry string) bool {
+	return c.Mode == modeForward || c.TakesToken() && slices.ContainsFunc(c.TokenFrom, func(entry string) bool {
 		return strings.HasPrefix(entry, "cookie:")
 	})
 }
+
+// UsesCertificate reports whether a certificate authenticates that the client has
+// shown in its TLS handshake. A browser shows it for the WebSocket handshakes of any
+// site, as it sends cookies.
+func (c *Config) UsesCertificate() bool { return c.Mode == modeCertificate }
+
+// TakesToken reports whether a client may be asked for a token: in every mode but
+// certificate and none.
+func (c *Config) TakesToken() bool { return c.Mode != modeCertificate && c.Mode != modeNone }
 
 // Warnings returns what an operator should be told at start, a line each: what
 // works and is not safe.
@@ -258,10 +279,13 @@ func (a *Auth) Ready() error {
 // Its errors are [ErrMissing], [ErrConflict] and [*MalformedError]; the first
 // problem in the order of the places is told. In mode forward no token is a
 // credential too, so ErrMissing is not returned; in mode none the zero
-// Credential is.
+// Credential is; in mode certificate there is [*CertificateError], too.
 func (a *Auth) Find(r *http.Request) (Credential, error) {
 	if a.verifier == nil {
 		return Credential{}, nil
+	}
+	if a.certificates != nil {
+		return a.certificates.find(r)
 	}
 	var c Credential
 	var err error
@@ -321,6 +345,7 @@ func (a *Auth) StripToken(rawQuery string, h http.Header) string {
 //   - [*UnavailableError]: the verifier gave no usable answer, which is not
 //     the client's fault;
 //   - [*MalformedError]: c.Token has the wrong form, and nobody was asked;
+//   - [*CertificateError]: the certificate has expired;
 //   - one that wraps ctx's error, when ctx ended first.
 //
 // In mode none it returns the zero Decision.

@@ -37,7 +37,7 @@ func Check(ctx context.Context, c Config) (Found, error) {
 	start := time.Now()
 	found := Found{Warnings: a.Warnings()}
 	switch c.Mode {
-	case modeNone:
+	case modeNone, modeCertificate:
 		return found, nil
 	case modeJWT:
 		if !c.fetchesKeys() {

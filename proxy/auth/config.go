@@ -14,7 +14,7 @@ import (
 // zero Config is refused. A setting that the mode does not have, as the modes
 // tag lists them, is refused unless it is at its default.
 type Config struct {
-	// Mode names the verifier: endpoint, jwt, introspect, forward or none.
+	// Mode names the verifier: endpoint, jwt, introspect, forward, certificate or none.
 	Mode string `env:"AUTH_MODE" envDefault:"endpoint" fixed:"true"`
 	// Secret is the key by which clients that nobody names have their subjects. Empty: one of this process.
 	Secret string `env:"-"`
@@ -65,6 +65,9 @@ type Config struct {
 	// claim=value. Empty: nothing.
 	Require []string `env:"AUTH_REQUIRE" modes:"jwt,introspect"`
 
+	// CertificateSubject is where in a client's certificate its subject is: cn, dn, dns, email or uri.
+	CertificateSubject string `env:"AUTH_CERTIFICATE_SUBJECT" envDefault:"cn" modes:"certificate"`
+
 	// CacheTTL is how long an answer that accepts is used again, and at most
 	// [maxRefusalTTL] of it one that refuses. Zero: every client is asked about.
 	CacheTTL time.Duration `env:"AUTH_CACHE_TTL" envDefault:"0s" modes:"endpoint,introspect"`
@@ -80,7 +83,7 @@ type Config struct {
 	MaxInflight int `env:"AUTH_MAX_INFLIGHT" envDefault:"256" modes:"endpoint,introspect,forward"`
 
 	// TokenFrom lists the places of the package comment. Empty is refused,
-	// except in modes none and forward.
+	// except in modes none, forward and certificate.
 	TokenFrom []string `env:"AUTH_TOKEN_FROM" envDefault:"query:token,header:Authorization" modes:"endpoint,jwt,introspect,forward"`
 	// TokenPass leaves the token in what goes upstream, in every place.
 	TokenPass bool `env:"AUTH_TOKEN_PASS" envDefault:"false" modes:"endpoint,jwt,introspect,forward"`
@@ -117,11 +120,12 @@ type Config struct {
 
 // The values of AUTH_MODE.
 const (
-	modeEndpoint   = "endpoint"
-	modeJWT        = "jwt"
-	modeIntrospect = "introspect"
-	modeForward    = "forward"
-	modeNone       = "none"
+	modeEndpoint    = "endpoint"
+	modeJWT         = "jwt"
+	modeIntrospect  = "introspect"
+	modeForward     = "forward"
+	modeCertificate = "certificate"
+	modeNone        = "none"
 )
 
 // defaultInflight is AUTH_MAX_INFLIGHT where a Config leaves it zero.

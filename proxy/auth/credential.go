@@ -23,7 +23,8 @@ type Credential struct {
 	// chosen. Empty: none. It is never the token.
 	Subprotocol string
 
-	head *requestHead // what mode forward shows; nil in the others
+	head        *requestHead      // what mode forward shows; nil in the others
+	certificate *shownCertificate // of mode certificate; nil in the others
 }
 
 // pseudonymInput is the text that stands for a client whom nobody names: its token,

@@ -8,8 +8,8 @@ import "net/http"
 
 // ByToken reports whether the verifier judges the token alone, so that its answer
 // holds for every request that the client makes with it. It does not in mode
-// forward, whose answer holds for one request only, nor in mode none.
-func (c *Config) ByToken() bool { return c.Mode != modeNone && c.Mode != modeForward }
+// forward, whose answer holds for one request only, nor in modes certificate and none.
+func (c *Config) ByToken() bool { return c.TakesToken() && c.Mode != modeForward }
 
 // Bearer returns the token that r shows as Authorization: Bearer. Its errors
 // are those of [Auth.Find].

@@ -144,6 +144,7 @@ func (c *Config) askFleet(ctx context.Context) (all []Finding) {
 func (c *Config) readCertificates(context.Context) (all []Finding) {
 	for _, s := range []struct{ setting, file string }{
 		{"TLS_CERT_FILE", c.Settings.Proxy.Front.CertFile},
+		{"TLS_CLIENT_CA_FILE", c.Settings.Proxy.Front.ClientCAFile},
 		{"ADMIN_TLS_CERT_FILE", c.Settings.Admin.CertFile},
 		{"UPSTREAM_CERT_FILE", c.Settings.Proxy.Upstream.CertFile},
 		{"AUTH_CERT_FILE", c.Settings.Proxy.Auth.CertFile},
@@ -160,6 +161,8 @@ func (c *Config) readCertificates(context.Context) (all []Finding) {
 			if facts.Refused {
 				f.Level = Fault
 			}
+		case s.setting == "TLS_CLIENT_CA_FILE":
+			f.Found = fmt.Sprintf("%q begins with an authority that holds until %s", s.file, facts.Until.Format(time.RFC3339))
 		default:
 			f.Found = fmt.Sprintf("%q fits its key, is for %q and holds until %s", s.file, facts.Names, facts.Until.Format(time.RFC3339))
 		}

@@ -16,7 +16,7 @@
 // Addresses are compared and handed out in one form: IPv4-mapped IPv6 (::ffff:192.0.2.1) becomes IPv4, and a zone
 // (fe80::1%eth0) is dropped. Otherwise one host would have several names, and as many rate limits.
 //
-// Nothing is trusted by default. Each trusted proxy MUST append to X-Forwarded-For or replace it; one that passes it on
+// Nothing is trusted by default but a peer on a unix socket. Each trusted proxy MUST append to X-Forwarded-For or replace it; one that passes it on
 // unchanged lets the client write the list. The Forwarded header (RFC 7239) and X-Real-IP are not read: a proxy
 // that maintains one header passes the client's copies of the others on untouched.
 package clientip
@@ -140,7 +140,7 @@ func parsePrefix(s string) (_ netip.Prefix, wrong string) {
 // Client is where a request comes from.
 type Client struct {
 	// Addr is the client's address, unmapped and without zone: the key for limits and logs.
-	// It is the zero Addr only if the TCP peer's is.
+	// It is the zero Addr only if the TCP peer's is, or if a peer on a unix socket names none.
 	Addr netip.Addr
 
 	// Chain is the verified part of X-Forwarded-For, to be sent on in its place: the client first, then each trusted
@@ -169,6 +169,20 @@ func (r *Resolver) Resolve(peer netip.AddrPort, forwardedFor []string) Client {
 	return Client{Addr: chain[0], Chain: chain, Proxied: true}
 }
 
+// UnixPeer is the RemoteAddr of an http.Request that came over a unix socket. A path of the peer's own is not in it.
+const UnixPeer = "@"
+
+// ResolveUnix is Resolve for a peer on a unix socket. It has no address and counts as a trusted proxy: who may connect, the mode of the
+// socket says. Without an entry in X-Forwarded-For nobody says who the client is, and Addr is zero.
+func (r *Resolver) ResolveUnix(forwardedFor []string) Client {
+	chain := r.walk(make([]netip.Addr, 0, 4), forwardedFor)
+	if len(chain) == 0 {
+		return Client{Proxied: true}
+	}
+	slices.Reverse(chain)
+	return Client{Addr: chain[0], Chain: chain, Proxied: true}
+}
+
 // walk appends to chain, whose last hop is trusted, the hops before it, nearest first. It reads from the right and
 // only as far as it must, so that a huge list costs no more than a short one.
 func (r *Resolver) walk(chain []netip.Addr, lines []string) []netip.Addr {
@@ -191,6 +205,9 @@ func (r *Resolver) walk(chain []netip.Addr, lines []string) []netip.Addr {
 	}
 	return chain
 }
+
+// Trusts reports whether a peer is a trusted proxy.
+func (r *Resolver) Trusts(peer netip.Addr) bool { return r.trusts(canonical(peer)) }
 
 // trusts reports whether addr, in canonical form, is a trusted proxy. The list is short: a scan beats anything clever.
 func (r *Resolver) trusts(addr netip.Addr) bool {
@@ -235,6 +252,14 @@ func ParsePeer(remoteAddr string) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return peer
+}
+
+// Name is an address as the log has it. A peer on a unix socket has none.
+func Name(a netip.Addr) string {
+	if !a.IsValid() {
+		return "unix"
+	}
+	return a.String()
 }
 
 // canonical gives each host one form. netip treats ::ffff:10.0.0.1 and 10.0.0.1 as different addresses, and a prefix

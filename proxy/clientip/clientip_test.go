@@ -208,6 +208,29 @@ func TestZeroPeerGivesZeroClient(t *testing.T) {
 	}
 }
 
+// A peer on a unix socket is trusted and has no address: the client is whom it names, and nobody where it names none.
+func TestResolveUnix(t *testing.T) {
+	r := newResolver(t, proxies...)
+	for _, tt := range []struct {
+		forwarded []string
+		want      string
+	}{
+		{nil, ""},
+		{[]string{""}, ""},
+		{[]string{"unknown"}, ""},
+		{[]string{"203.0.113.9, unix:"}, ""},
+		{[]string{"203.0.113.9"}, "203.0.113.9"},
+		{[]string{"6.6.6.6, 203.0.113.9"}, "203.0.113.9"},
+		{[]string{"6.6.6.6", "203.0.113.9, 10.0.0.1"}, "203.0.113.9, 10.0.0.1"},
+		{[]string{"unknown, 10.0.0.2, 10.0.0.1"}, "10.0.0.2, 10.0.0.1"},
+	} {
+		got := r.ResolveUnix(tt.forwarded)
+		if join(got.Chain) != tt.want || !got.Proxied || got.Addr.IsValid() != (tt.want != "") || tt.want != "" && got.Addr != got.Chain[0] {
+			t.Errorf("%q: got %+v, want %q", tt.forwarded, got, tt.want)
+		}
+	}
+}
+
 func TestParsePeer(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"203.0.113.9:443", "203.0.113.9:443"},

@@ -10,12 +10,11 @@ import (
 	"net"
 	"reflect"
 	"slices"
-	"strconv"
-	"strings"
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
 	"portcullis/proxy/certificate"
+	"portcullis/proxy/front"
 	"portcullis/proxy/gate"
 	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
@@ -25,8 +24,8 @@ import (
 type Config struct {
 	// EnvFile is the path of a file with further variables, which [Environ] reads. Empty: there is none.
 	EnvFile string `env:"ENV_FILE"`
-	// ListenAddr is the front listener's host:port; without a host it listens on every address.
-	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000" fixed:"true"`
+	// ListenAddrs are where the front listens: host:port, :port on every address, unix:/PATH, or fd:NAME for sockets from systemd.
+	ListenAddrs []string `env:"LISTEN_ADDR" envDefault:":3000" fixed:"true"`
 	// LogLevel is the least level written to standard error.
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
 	// LogFormat is json or text, one record a line.
@@ -38,10 +37,6 @@ type Config struct {
 
 	list settings.List
 }
-
-// Reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
-// not there, so it is a mistake.
-var Reserved = []string{"PROXY_PROTOCOL"}
 
 // Families are the beginnings of names that only settings of this program have. Any
 // other variable that begins so is warned about.
@@ -82,11 +77,6 @@ func Reread(environ map[string]string, before *Config) (c *Config, misspelt []se
 			mistakes = append(mistakes, m)
 		}
 	}
-	for _, name := range Reserved {
-		if value := environ[name]; value != "" {
-			mistakes = append(mistakes, fmt.Errorf("%s: %q is for a later version, this one does not have it; want it unset", name, value))
-		}
-	}
 	return c, misspelt, kept, errors.Join(mistakes...)
 }
 
@@ -116,25 +106,47 @@ func (c *Config) check() error {
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		mistakes = append(mistakes, fmt.Errorf("LOG_FORMAT: %q is no log format; want json or text", c.LogFormat))
 	}
-	host, port, err := net.SplitHostPort(c.ListenAddr)
+	return errors.Join(append(mistakes, c.checkListeners()...)...)
+}
+
+// checkListeners finds the mistakes in where the front listens, and in who may send a PROXY head there.
+func (c *Config) checkListeners() (mistakes []error) {
+	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
 	adminHost, adminPort, adminErr := net.SplitHostPort(c.Admin.Addr) // package admin reports the error
-	switch {
-	case err != nil || !isPort(port):
-		mistakes = append(mistakes, fmt.Errorf("LISTEN_ADDR: %q is no address; want host:port or :port, and a port up to 65535", c.ListenAddr))
-	case adminErr == nil && adminPort == port && port != "0" && (host == adminHost || covers(host, adminHost) || covers(adminHost, host)):
-		mistakes = append(mistakes, fmt.Errorf("ADMIN_ADDR: %q has the port of LISTEN_ADDR, %q; want another port for one of them", c.Admin.Addr, c.ListenAddr))
+	admin := front.Addr{Network: "tcp", Host: adminHost, Port: adminPort}
+	var known []front.Addr
+	overTCP := false
+	for i, entry := range c.ListenAddrs {
+		a, err := front.ParseAddr(entry)
+		if err != nil {
+			mistakes = append(mistakes, err)
+		}
+		known = append(known, a)
+		if err != nil {
+			continue
+		}
+		overTCP = overTCP || a.Network == "tcp"
+		if j := slices.IndexFunc(known[:i], a.Clashes); j >= 0 {
+			note("LISTEN_ADDR: %q clashes with %q; want one of the two", entry, c.ListenAddrs[j])
+		}
+		if adminErr == nil && a.Clashes(admin) {
+			note("ADMIN_ADDR: %q has the port of LISTEN_ADDR, %q; want another port for one of them", c.Admin.Addr, entry)
+		}
 	}
-	return errors.Join(mistakes...)
+	if overTCP {
+		if err := c.CheckProxyProtocol(); err != nil {
+			mistakes = append(mistakes, err)
+		}
+	}
+	return mistakes
 }
 
-func isPort(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 16)
-	return err == nil
-}
-
-// covers reports whether listening on host includes listening on other.
-func covers(host, other string) bool {
-	return host == "" || host == "::" || host == "0.0.0.0" && !strings.Contains(other, ":")
+// CheckProxyProtocol returns the mistake of PROXY_PROTOCOL where there is a listener of TCP and nobody is trusted to send a head to it.
+func (c *Config) CheckProxyProtocol() error {
+	if c.Proxy.Front.ProxyProtocol && len(c.Proxy.ClientIP.TrustedProxies) == 0 {
+		return errors.New(`PROXY_PROTOCOL: "true" believes nobody without TRUSTED_PROXIES; want the addresses of what stands in front, or listeners of unix:/PATH alone`)
+	}
+	return nil
 }
 
 // withoutEffect returns a mistake for each setting that others take the effect from in a way that its tags cannot say.
@@ -145,9 +157,9 @@ func (c *Config) withoutEffect(list settings.List) error {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q %s", name, s.Value, wrong))
 		}
 	}
-	if c.Proxy.Auth.Mode == "none" {
+	if !c.Proxy.Auth.TakesToken() {
 		for _, name := range []string{"RATE_AUTH_FAILURES_PER_IP", "RATE_AUTH_FAILURES_PER_IP_BURST"} {
-			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
+			forbid(name, "has no effect with AUTH_MODE="+c.Proxy.Auth.Mode+", which leaves nothing to guess; want it unset, or another mode")
 		}
 	}
 	if len(c.Proxy.Routes) > 0 {

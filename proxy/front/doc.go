@@ -1,8 +1,10 @@
 // Package front is where connections come in: it accepts them, reads one request head from each within bounds of time and size,
 // TLS or not, and hands the request on with its [Exchange], through which it is answered or its connection taken over.
 //
+//	listen.go     LISTEN_ADDR: TCP, unix sockets, sockets from systemd
 //	server.go     net/http's server, HTTP/1.1 alone, and its limits
 //	conn.go       a connection that remembers whether its request reached our handler
+//	proxyhead.go  the PROXY head that a trusted peer begins with
 //	pending.go    connections without a request: limited in number by a quarter of the descriptors, in time by the header's
 //	presence.go   whether the client of a request that waits is still there
 //	exchange.go   one request and its answer

@@ -54,5 +54,6 @@ func (e *Exchange) Hijack() (conn net.Conn, buffered []byte, err error) {
 	}
 	buffered = make([]byte, rw.Reader.Buffered())
 	rw.Reader.Read(buffered) // cannot fail: it is in the buffer
-	return untrack(conn), buffered, nil
+	conn, rest := untrack(conn)
+	return conn, append(buffered, rest...), nil
 }

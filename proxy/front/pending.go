@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"log/slog"
 	"math"
-	"net"
 	"sync"
 	"time"
 
@@ -37,8 +36,8 @@ func newPendingConns(log *slog.Logger) *pendingConns {
 }
 
 // add takes a connection in that has just been accepted.
-func (p *pendingConns) add(c *net.TCPConn) *trackedConn {
-	m := &trackedConn{TCPConn: c, pending: p}
+func (p *pendingConns) add(c socket, head *proxyHead) *trackedConn {
+	m := &trackedConn{socket: c, head: head, pending: p}
 	p.put(m)
 	return m
 }
@@ -55,7 +54,7 @@ func (p *pendingConns) put(c *trackedConn) {
 	if full {
 		oldest := p.conns.Remove(p.conns.Front()).(*trackedConn)
 		oldest.element, oldest.closed = nil, true
-		oldest.TCPConn.Close() // under mu: once it is free, the request on it may reach the handler, which finds it closed
+		oldest.socket.Close() // under mu: once it is free, the request on it may reach the handler, which finds it closed
 	}
 	p.mu.Unlock()
 	if full {

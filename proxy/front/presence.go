@@ -15,8 +15,8 @@ const glance = 200 * time.Millisecond
 // net/http ends that context with what the client sends, and hears nothing more behind the first byte that comes early. But a
 // client may shut its direction and wait for the answer, and may send frames in advance. So net/http's word is a hint alone,
 // and the socket is asked for what is true: a client that was reset is gone. One that has sent FIN may have closed or may be
-// waiting, and TCP tells which only when something is written to it; it is given what the relay gives a client that is
-// half-closed, CLOSE_TIMEOUT. Where the socket can't be asked, a client that was reset is given that too.
+// waiting, and TCP tells which only when something is written to it (a unix socket tells at once); it is given what the relay gives a
+// client that is half-closed, CLOSE_TIMEOUT. Where the socket can't be asked, a client that was reset is given that too.
 type presence struct {
 	context.Context
 	cancel context.CancelFunc
@@ -101,7 +101,7 @@ func (s *presences) look() {
 }
 
 func (w *presence) look(now time.Time, grace time.Duration) {
-	shut, reset := peerState(w.conn.TCPConn)
+	shut, reset := peerState(w.conn.socket)
 	if w.shut.IsZero() && (shut || w.heard.Err() != nil) {
 		w.shut = now
 	}

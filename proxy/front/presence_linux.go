@@ -1,14 +1,10 @@
 package front
 
-import (
-	"net"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // peerState asks the kernel, and reads nothing: whether the peer has shut its direction, and whether the connection is
 // broken, by its reset or for want of any sign of it. A connection of ours that is closed already is neither.
-func peerState(conn *net.TCPConn) (shut, reset bool) {
+func peerState(conn socket) (shut, reset bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return false, false

@@ -2,7 +2,5 @@
 
 package front
 
-import "net"
-
 // peerState does not know: poll's answers to FIN and reset differ from system to system.
-func peerState(*net.TCPConn) (shut, reset bool) { return false, false }
+func peerState(socket) (shut, reset bool) { return false, false }

@@ -1,7 +1,9 @@
 package front
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +21,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testServer is a Server whose handler hijacks what upgrades, echoes on it, and refuses everything else.
 type testServer struct {
 	*Server
+	network   string // tcp unless it is set
 	addr      string
 	malformed atomic.Int32
 
@@ -79,7 +84,11 @@ func newServer(t *testing.T) *testServer {
 // serve has s serve until the end of the test.
 func (s *testServer) serve(t *testing.T) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	where := "127.0.0.1:0"
+	if s.network == "unix" {
+		where = filepath.Join(t.TempDir(), "front.sock")
+	}
+	l, err := net.Listen(cmp.Or(s.network, "tcp"), where)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +105,7 @@ func (s *testServer) serve(t *testing.T) {
 
 func (s *testServer) dial(t *testing.T) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.addr)
+	conn, err := net.Dial(cmp.Or(s.network, "tcp"), s.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,12 +128,19 @@ func (s *testServer) awaitPending(t *testing.T, want int) {
 }
 
 // newCrowdedServer serves with a bound of so many pending connections.
-func newCrowdedServer(t *testing.T, max int) *testServer {
+func newCrowdedServer(t *testing.T, network string, max int) *testServer {
 	t.Helper()
 	s := newServer(t)
-	s.pending.max = max
+	s.pending.max, s.network = max, network
 	s.serve(t)
 	return s
+}
+
+// eachNetwork runs a test with connections of TCP and of a unix socket.
+func eachNetwork(t *testing.T, test func(t *testing.T, network string)) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) { test(t, network) })
+	}
 }
 
 const upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
@@ -146,9 +162,11 @@ func (s *testServer) open(t *testing.T) {
 }
 
 // Silent connections beyond the bound make room for others, the oldest first, and keep nobody from a session.
-func TestSilentConnectionsMakeRoom(t *testing.T) {
+func TestSilentConnectionsMakeRoom(t *testing.T) { eachNetwork(t, testSilentConnectionsMakeRoom) }
+
+func testSilentConnectionsMakeRoom(t *testing.T, network string) {
 	const max, more = 5, 3
-	s := newCrowdedServer(t, max)
+	s := newCrowdedServer(t, network, max)
 	var silent []net.Conn
 	for i := range max + more {
 		silent = append(silent, s.dial(t))
@@ -176,8 +194,10 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 }
 
 // A session's connection, and one that was refused, are pending no more.
-func TestRequestEndsTheWait(t *testing.T) {
-	s := newCrowdedServer(t, 100)
+func TestRequestEndsTheWait(t *testing.T) { eachNetwork(t, testRequestEndsTheWait) }
+
+func testRequestEndsTheWait(t *testing.T, network string) {
+	s := newCrowdedServer(t, network, 100)
 	s.open(t)
 	s.awaitPending(t, 0)
 
@@ -194,9 +214,11 @@ func TestRequestEndsTheWait(t *testing.T) {
 }
 
 // A request with a body that does not come is answered at once, and lingers: so do many of them, within the bound.
-func TestRefusedConnectionsMakeRoom(t *testing.T) {
+func TestRefusedConnectionsMakeRoom(t *testing.T) { eachNetwork(t, testRefusedConnectionsMakeRoom) }
+
+func testRefusedConnectionsMakeRoom(t *testing.T, network string) {
 	const max, more = 5, 3
-	s := newCrowdedServer(t, max)
+	s := newCrowdedServer(t, network, max)
 	for range max + more {
 		c := s.dial(t)
 		io.WriteString(c, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
@@ -221,7 +243,7 @@ func TestEvictedConnectionIsNotAnswered(t *testing.T) {
 	defer l.Close()
 	s.addr = l.Addr().String()
 	request := func() (*trackedConn, *http.Request) {
-		c := s.pending.add(s.dial(t).(*net.TCPConn))
+		c := s.pending.add(s.dial(t).(*net.TCPConn), nil)
 		return c, (&http.Request{}).WithContext(s.http.ConnContext(t.Context(), c))
 	}
 	first, late := request()
@@ -237,6 +259,28 @@ func TestEvictedConnectionIsNotAnswered(t *testing.T) {
 	}
 	if _, third := request(); !markHandled(third) {
 		t.Error("a request that is being answered was taken for one that waits")
+	}
+}
+
+// A PROXY head that does not end is not waited for either, and its peer is told of; one that does not begin is given up in silence.
+func TestHeadThatDoesNotEnd(t *testing.T) {
+	for raw, want := range map[string]int{"PROXY TCP4 203.0.113.9": 1, "": 0} {
+		s := newServer(t)
+		refused := make(chan error, 1)
+		s.trusts = func(netip.Addr) bool { return true }
+		s.headRefused = func(_ netip.Addr, err error) { refused <- err }
+		s.http.ReadHeaderTimeout = 50 * time.Millisecond
+		s.serve(t)
+		conn := s.dial(t)
+		io.WriteString(conn, raw)
+		if answer, err := io.ReadAll(conn); len(answer) > 0 || err != nil {
+			t.Errorf("%q: got %q, %v; want the end of the connection", raw, answer, err)
+		}
+		s.awaitPending(t, 0)
+		s.Close()
+		if len(refused) != want {
+			t.Errorf("%q: %d heads were refused, want %d", raw, len(refused), want)
+		}
 	}
 }
 
@@ -288,7 +332,8 @@ func TestAcceptErrorsAreToldOnceASecond(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				l := newListener(failing{err: tt.err}, slog.New(slog.NewTextHandler(&log, nil)), nil)
+				server := &Server{log: slog.New(slog.NewTextHandler(&log, nil))}
+				l := &listener{failing{err: tt.err}, server, rate.Sometimes{Interval: time.Second}}
 				for range 500 { // as often as net/http tries
 					if _, err := l.Accept(); !errors.Is(err, tt.err) {
 						t.Fatalf("got %v", err)
@@ -335,7 +380,7 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tcp.Close()
-			conn := s.pending.add(tcp.(*net.TCPConn))
+			conn := s.pending.add(tcp.(*net.TCPConn), nil)
 			r := (&http.Request{}).WithContext(s.http.ConnContext(t.Context(), conn))
 			for _, state := range tt.states {
 				switch state {
@@ -356,10 +401,18 @@ func TestWhatCountsAsMalformed(t *testing.T) {
 	}
 }
 
-// The relay's event loop takes plain TCP connections only.
+// The relay's event loop takes plain connections only, and the bytes behind a PROXY head are the session's.
 func TestSessionHasThePlainConnection(t *testing.T) {
-	tcp := &net.TCPConn{}
-	if got := untrack(&trackedConn{TCPConn: tcp}); got != net.Conn(tcp) {
-		t.Errorf("got %T, want the *net.TCPConn", got)
+	for _, c := range []socket{&net.TCPConn{}, &net.UnixConn{}} {
+		if got, read := untrack(&trackedConn{socket: c}); got != net.Conn(c) || read != nil {
+			t.Errorf("got %T and %q, want the %T", got, read, c)
+		}
+		reader := bufio.NewReader(strings.NewReader("PROXY UNKNOWN\r\nrest"))
+		if _, err := parseHead(reader); err != nil {
+			t.Fatal(err)
+		}
+		if got, read := untrack(&trackedConn{socket: c, head: &proxyHead{reader: reader}}); got != net.Conn(c) || string(read) != "rest" {
+			t.Errorf("got %T and %q, want the %T and what stands behind the head", got, read, c)
+		}
 	}
 }

@@ -144,6 +144,10 @@ func (g *Gate) tokenRefusal(r *Request, err error) *refusal.Refusal {
 		}
 		return no
 	}
+	if certificate, ok := errors.AsType[*auth.CertificateError](err); ok {
+		// RFC 9110 section 11.6.1 wants a challenge, and no scheme has the name of TLS.
+		return &refusal.Refusal{Reason: refusal.Certificate, Detail: certificate.Reason, Header: refusal.Challenge("", `Certificate realm="portcullis"`)}
+	}
 	if refused, ok := errors.AsType[*auth.RefusedError](err); ok {
 		return &refusal.Refusal{Reason: refusal.TokenRefused, Err: err, Header: refusal.Challenge("invalid_token", refused.Challenge...)}
 	}

@@ -54,7 +54,9 @@ func TestForwardedHeaders(t *testing.T) {
 			map[string]string{"X-Forwarded-Proto": "http", "X-Forwarded-Host": "gate.example"}},
 		{"two words", trusted, false, []string{"X-Forwarded-Proto: https", "X-Forwarded-Proto: http", "X-Forwarded-Host: a", "X-Forwarded-Host: b"},
 			map[string]string{"X-Forwarded-Proto": "http", "X-Forwarded-Host": "gate.example"}},
-		{"peer unknown", "@", false, []string{"X-Forwarded-For: 6.6.6.6", "X-Real-IP: 6.6.6.6"},
+		{"a peer on a unix socket", "@", false, []string{"X-Forwarded-For: 6.6.6.6, 198.51.100.7, 10.0.0.2", "X-Forwarded-Proto: https", "X-Real-IP: 6.6.6.6"},
+			map[string]string{"X-Forwarded-For": "198.51.100.7, 10.0.0.2", "X-Real-Ip": "198.51.100.7", "X-Forwarded-Proto": "https"}},
+		{"peer unknown", "pipe", false, []string{"X-Forwarded-For: 6.6.6.6", "X-Real-IP: 6.6.6.6"},
 			map[string]string{"X-Forwarded-For": "", "X-Real-Ip": "", "X-Forwarded-Proto": "http"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package gate
 import (
 	"log/slog"
 
+	"portcullis/proxy/clientip"
 	"portcullis/proxy/refusal"
 )
 
@@ -34,7 +35,7 @@ func (g *Gate) Report(r *Request, no *refusal.Refusal) { g.report(&upgrade{Reque
 func (g *Gate) report(u *upgrade, no *refusal.Refusal) {
 	attrs := []slog.Attr{
 		slog.Int("status", no.StatusCode()),
-		slog.String("client", u.From.Addr.String()),
+		slog.String("client", clientip.Name(u.From.Addr)),
 		slog.String("path", truncatePath(u.Path)),
 	}
 	if u.route != nil {

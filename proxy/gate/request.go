@@ -53,7 +53,11 @@ func (g *Gate) NewRequest(c Client, r *http.Request) *Request {
 	}
 	req := &Request{HTTP: r, Client: c}
 	req.Path, req.Query, _ = strings.Cut(r.RequestURI, "?")
-	req.From = g.ClientIP.Resolve(clientip.ParsePeer(r.RemoteAddr), r.Header["X-Forwarded-For"])
+	if said := r.Header["X-Forwarded-For"]; r.RemoteAddr == clientip.UnixPeer {
+		req.From = g.ClientIP.ResolveUnix(said)
+	} else {
+		req.From = g.ClientIP.Resolve(clientip.ParsePeer(r.RemoteAddr), said)
+	}
 	req.Key = ratelimit.AddressKey(req.From.Addr)
 	req.Forwarded = forwarded(r, req.From)
 	return req

@@ -104,15 +104,25 @@ func (g *Gate) resume(u *upgrade) *refusal.Refusal {
 		return protocol == resumeProtocol && u.resumption || slices.Contains(offered, protocol)
 	}
 	s, verdict := g.Sessions.FindReturn(*back)
-	switch verdict {
-	case relay.Stale:
+	switch {
+	case verdict == relay.Stale:
 		g.Metrics.Resumption(admin.ResumeStale)
 		return &refusal.Refusal{Reason: refusal.ResumeStale}
-	case relay.Accepted:
+	case verdict == relay.Accepted && u.mayHold(s):
 		return g.attach(u, s)
 	}
 	g.Metrics.Resumption(admin.ResumeUnknown)
 	return g.unknownReturn(u)
+}
+
+// mayHold reports whether a client's certificate, where that is what authenticates, is of the session's subject: a token of resumption
+// alone is then not enough.
+func (u *upgrade) mayHold(s *session.Session) bool {
+	if !u.route.needsCredential() {
+		return true
+	}
+	subject, byCertificate := u.route.auth.CertificateSubject(u.HTTP)
+	return !byCertificate || subject == s.Subject
 }
 
 // unknownReturn refuses a return to a session that is not known, unless a credential stands beside it.

@@ -12,8 +12,10 @@ type Reason string
 
 // The reasons, in the order of the steps.
 const (
-	Malformed           Reason = "malformed" // net/http refused it; our handler never saw it
+	Malformed           Reason = "malformed"  // net/http refused it; our handler never saw it
+	ProxyHead           Reason = "proxy_head" // nor this one
 	Draining            Reason = "draining"
+	ClientUnknown       Reason = "client_unknown"
 	PathSuspicious      Reason = "path_suspicious"
 	Path                Reason = "path"
 	Method              Reason = "method"
@@ -39,6 +41,7 @@ const (
 	TokenConflict       Reason = "token_conflict"
 	TokenRefused        Reason = "token_refused"
 	TokenDenied         Reason = "token_denied"
+	Certificate         Reason = "certificate"
 	AuthUnavailable     Reason = "auth_unavailable"
 	Groups              Reason = "groups"
 	Kicked              Reason = "kicked"
@@ -68,7 +71,9 @@ var answers = map[Reason]struct {
 	text   string
 }{
 	Malformed:           {0, ""}, // net/http has answered
+	ProxyHead:           {0, ""}, // who sends no head does not speak HTTP yet
 	Draining:            {503, "this server is shutting down"},
+	ClientUnknown:       {400, "the proxy in front does not say who its client is"},
 	PathSuspicious:      {400, "suspicious path"},
 	Path:                {404, "no WebSocket is served at this path"},
 	Method:              {405, "the method is not allowed; a WebSocket handshake is a GET request"},
@@ -94,6 +99,7 @@ var answers = map[Reason]struct {
 	TokenConflict:       {400, "the request carries two different tokens"},
 	TokenRefused:        {401, "the token is not accepted"},
 	TokenDenied:         {403, "the token does not allow this"},
+	Certificate:         {401, "the client certificate is not accepted"},
 	AuthUnavailable:     {503, "authentication is not available at the moment"},
 	Groups:              {403, "the groups of this session cannot be used"}, // 400 where the client chose them
 	Kicked:              {403, "you are kept out for now"},
@@ -159,7 +165,7 @@ func (r Reason) ChargesFailure() bool {
 // Level is that of the line in the log: louder where an operator has something to do.
 func (r Reason) Level() slog.Level {
 	switch r {
-	case AuthUnavailable, Overload, UpstreamNone, UpstreamDial, UpstreamTimeout, UpstreamHandshake, UpstreamAnswer:
+	case ProxyHead, ClientUnknown, AuthUnavailable, Overload, UpstreamNone, UpstreamDial, UpstreamTimeout, UpstreamHandshake, UpstreamAnswer:
 		return slog.LevelWarn
 	case Internal:
 		return slog.LevelError

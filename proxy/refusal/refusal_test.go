@@ -10,7 +10,7 @@ import (
 )
 
 func TestEveryReasonHasAnAnswer(t *testing.T) {
-	silent := []Reason{Malformed, UpstreamRefused, ClientGone}
+	silent := []Reason{Malformed, ProxyHead, UpstreamRefused, ClientGone}
 	for reason, a := range answers {
 		if (a.status == 0) != slices.Contains(silent, reason) || (a.text == "") != (a.status == 0) {
 			t.Errorf("%s: status %d, text %q", reason, a.status, a.text)

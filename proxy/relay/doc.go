@@ -12,7 +12,7 @@
 //
 //	            loop                            stream                     terminate
 //	runs        RELAY_ENGINE=loop, or auto on   auto where the loop        RELAY_MODE=terminate
-//	            Linux between plain TCP         cannot run, or asked for
+//	            Linux, without TLS              cannot run, or asked for
 //	            connections
 //	carries     frames as they are              frames as they are         whole messages, framed anew
 //	per session no goroutine, stack or buffer   two goroutines, 2 x 1 KiB  three goroutines, the library's buffers

@@ -21,7 +21,7 @@ type Config struct {
 	// here and whole messages are carried over, uncompressed.
 	Mode string `env:"RELAY_MODE" envDefault:"passthrough"`
 	// Engine is what moves the bytes: "loop", an event loop for each
-	// processor, on Linux and between plain TCP connections; "stream", two
+	// processor, on Linux and between connections without TLS; "stream", two
 	// goroutines to a session; or "auto", the loop where it can be had.
 	Engine string `env:"RELAY_ENGINE" envDefault:"auto" fixed:"true"`
 	// PingInterval is how long either side may be silent before it is pinged.
@@ -383,6 +383,18 @@ func (r *Relay) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.live)
+}
+
+// Engines is how many of them each engine relays.
+func (r *Relay) Engines() (loops, streams int) {
+	for _, s := range r.sessions() {
+		if _, ok := s.(*stream); ok {
+			streams++
+		} else {
+			loops++
+		}
+	}
+	return loops, streams
 }
 
 func (r *Relay) sessions() []Session {
