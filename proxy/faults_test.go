@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,6 +62,7 @@ func newFaultyNet(t *testing.T, w way, edit func(*Config)) *faultyNet {
 			n.sockets <- conn
 		}
 	}))
+	app.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of handshakes that do not come to their end
 	scheme, certFile, keyFile, caFile := "ws", "", "", ""
 	if w.appTLS {
 		scheme, caFile = "wss", filepath.Join(t.TempDir(), "ca.pem")
