@@ -16,6 +16,7 @@ import (
 
 	"portcullis/proxy"
 	"portcullis/proxy/config"
+	"portcullis/proxy/settings"
 )
 
 func readFile(t *testing.T, name string) string {
@@ -222,4 +223,26 @@ func anchors(page string) (all []string) {
 		all = append(all, regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(anchor, ""))
 	}
 	return all
+}
+
+// The page on reloading names every setting that needs a restart, and no other.
+func TestReloadPageNamesWhatNeedsARestart(t *testing.T) {
+	_, text, _ := strings.Cut(readFile(t, "docs/reload.md"), "## What needs a restart")
+	text, _, _ = strings.Cut(text, "\n\nThat there is")
+	var got, want []string
+	for _, m := range regexp.MustCompile("`([A-Z][A-Z0-9_]*)`").FindAllStringSubmatch(text, -1) {
+		got = append(got, m[1])
+	}
+	for _, s := range list {
+		secret := strings.TrimSuffix(s.Name, "_FILE")
+		ofSecret := slices.ContainsFunc(list, func(other settings.Setting) bool { return other.Name == secret && other.Secret })
+		if s.Fixed && (!ofSecret || s.Secret) { // the name of a secret's file goes with the secret
+			want = append(want, s.Name)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
 }

@@ -286,7 +286,7 @@ func TestEmptyVariables(t *testing.T) {
 		{"DEMO_TOKEN", "token", func(c config.Config) string { return c.Demo.Token }},
 	} {
 		c, _, err := config.Read(map[string]string{test.name: ""})
-		if got := test.got(c); err != nil || got != test.want {
+		if got := test.got(*c); err != nil || got != test.want {
 			t.Errorf("%s set but empty: got %q (%v), want %q", test.name, got, err, test.want)
 		}
 	}

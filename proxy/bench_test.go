@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,14 +18,35 @@ import (
 // net/http or close to it. Logging is off.
 func BenchmarkUpgrade(b *testing.B) {
 	backend := newBackend(b, nil)
-	for _, mode := range []string{"endpoint", "none"} {
-		b.Run("auth="+mode, func(b *testing.B) {
+	for _, bb := range []struct {
+		mode   string
+		routes int // each of five targets, which are one server; 0: UPSTREAM_URL names it
+	}{{"endpoint", 0}, {"none", 0}, {"none", 10}} {
+		name := "auth=" + bb.mode
+		if bb.routes > 0 {
+			name += fmt.Sprint(",routes=", bb.routes)
+		}
+		b.Run(name, func(b *testing.B) {
 			g := newGate(b, backend.url, func(c *Config) {
 				c.Logger = nil
-				if c.Auth.Mode = mode; mode == "none" {
+				if c.Auth.Mode = bb.mode; bb.mode == "none" {
 					c.Auth.URL = ""
 				}
 				c.Limits = ratelimit.Config{Sessions: 1 << 20}
+				var table []string
+				for i := range bb.routes {
+					text := fmt.Sprintf("R%d=r%[1]d.example/* ", i)
+					if i == 0 {
+						text = "ALL=/* "
+					}
+					for j := range 5 {
+						text += fmt.Sprint(" ", backend.url, "/?", j)
+					}
+					table = append(table, text)
+				}
+				if len(table) > 0 {
+					routed(nil, table...)(c)
+				}
 			})
 			raw := handshake("/?token=good")
 			b.ReportAllocs()

@@ -4,10 +4,13 @@
 // # The life of a connection
 //
 //	Serve                           front         accept; HTTP/1.1 alone, TLS; every wait and every size bounded
-//	└ ServeHTTP, serve              proxy.go      one request a connection; none while draining
+//	└ ServeHTTP, serve              proxy.go      one request a connection, but for plain ones; none while draining
+//	  ├ present                     generation.go what the settings come to now, for the whole of the request
 //	  ├ api.Handler                 api           the gate's own paths: ticket, renewal, token
 //	  └ gate.Serve                  gate          the steps, cheap before costly; the first refusal ends it
-//	    ├ chooseRoute               path.go       PATHS; forms that servers read differently
+//	    ├ chooseRoute               route.go      ROUTE_*, PATHS; path.go: forms that servers read differently
+//	    ├ serveHTTP                 http.go       HTTP_MODE: what asks for no upgrade goes through a list of its own, and ends here
+//	    │ └ pass                    upstream      httputil.ReverseProxy, over a connection to a target that is kept
 //	    ├ checkHandshake            handshake.go  RFC 6455 section 4.2.1
 //	    ├ checkOrigin               origin        which page sent it
 //	    ├ checkLoop                 loop.go       has it been here before
@@ -29,6 +32,9 @@
 //	checkRates, takeSlot, redeem    fleet         where there are other instances: rates, caps and tickets in Redis
 //	Instances                       api           what is asked of all instances, and what all are to do, over the bus
 //
+//	Reload                          reload.go     another Config: another generation, checked whole before any request goes by it
+//	└ drainTargets                  relay         the sessions of a target that is gone, where its route says so
+//
 //	Operator                        api           /api of the operator's listener: who shows ADMIN_TOKEN lists, kicks, sends
 //	└ session.List, Kick, Send      session       finds sessions; the relay tells each to go, or queues the push, where its state is
 //
@@ -43,9 +49,11 @@
 //	    gate.Client and uses the same steps.
 //	  - api answers the gate's own paths, with the gate's checks, and /api of the operator's listener, by ADMIN_TOKEN.
 //	  - session keeps the live ones; the relay knows nothing of tokens and the lease nothing of sockets.
+//	  - upstream has the targets of a route; Servers is what is known of those behind all of them.
 //	  - refusal is the one place that says why not. It is a leaf, for front, gate and api need the value and none may own it.
 //	  - config, above this package, is the environment: every room's settings, and what only all of them together can get wrong.
 //	  - operate is what an operator does from a shell; it asks /api and knows no room.
+//	  - check, above config, has each room ask once what its settings name, before a gate serves. [Check] finds the mistakes alone.
 //	  - The leaves know their own field, and neither their neighbours nor whoever uses them, but for frame and header. Both
 //	    listeners, front and admin, use certificate.
 //
@@ -54,7 +62,11 @@
 //
 // # Invariants of the whole
 //
-//   - A connection carries one request.
+//   - A connection carries plain requests, or none, and then one upgrade, refused or not.
+//   - What a request needs of the settings is one generation, which does not change. What outlives a reload (sessions, counts, the health of
+//     servers) is not in it.
+//   - A path of a route that needs no credential is none that any server may take for a path of one that does.
+//   - httputil.ReverseProxy never sees a request for an upgrade, nor an answer to one.
 //   - Each refusal has one [refusal.Reason], is counted once and logged once; beyond 100 lines a second, one line tells how many.
 //   - What the client says of itself in headers that are the gate's to write goes no further, in any spelling.
 //   - No token and no query string is in any log line, metric, error text or answer.

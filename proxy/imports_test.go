@@ -29,6 +29,10 @@ var beyond = map[string][]string{
 		"portcullis/proxy/relay", "portcullis/proxy/lease", "portcullis/proxy/admin", "portcullis/proxy/auth", "portcullis/proxy/frame",
 		"portcullis/ratelimit", "golang.org/x/time/rate",
 	},
+	"portcullis/proxy/check": {
+		"portcullis/proxy", "portcullis/proxy/config", "portcullis/proxy/settings", "portcullis/proxy/auth", "portcullis/proxy/certificate",
+		"portcullis/proxy/fleet", "portcullis/upstream",
+	},
 	"portcullis/proxy/admin": {"portcullis/proxy/certificate", "github.com/prometheus/client_golang/"},
 	"portcullis/proxy/front": {"portcullis/proxy/certificate", "golang.org/x/sys/unix", "golang.org/x/time/rate"},
 

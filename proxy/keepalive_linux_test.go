@@ -14,7 +14,7 @@ func TestKeepAliveOfUpstreams(t *testing.T) {
 	for interval, want := range map[time.Duration]int{30 * time.Second: 0, 0: 1} {
 		t.Run(interval.String(), func(t *testing.T) {
 			g := newGate(t, newBackend(t, nil).url, func(c *Config) { c.Relay.PingInterval = interval })
-			conn, err := g.gate.Upstream.Connect(t.Context(), &upstream.Request{})
+			conn, err := g.current.Load().routes[0].Upstream.Connect(t.Context(), &upstream.Request{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,14 +3,12 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"errors"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,15 +31,15 @@ import (
 
 // Config configures the whole proxy, room by room. Fields with an env tag are read from the environment.
 type Config struct {
-	Front    front.Config
+	Front    front.Config `fixed:"true"`
 	Gate     gate.Config
 	API      api.Config
 	Session  session.Config
 	ClientIP clientip.Config
 	Origin   origin.Config
 	Limits   ratelimit.Config
-	Fleet    fleet.Config
-	Auth     auth.Config `guard:"true"`
+	Fleet    fleet.Config `fixed:"true"`
+	Auth     auth.Config  `guard:"true"`
 	Upstream upstream.Config
 	Relay    relay.Config
 
@@ -49,6 +47,9 @@ type Config struct {
 	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"0s"`
 	// DrainTimeout bounds the rest of Drain: sessions are closed over its first half, and cut at its end. Zero is refused.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s"`
+
+	// Routes are the table of routes. Empty: there is one, of Gate.Paths to Upstream.
+	Routes []Route `env:"-"`
 
 	// Logger gets one line per refusal and per ended session, and what an operator should know. Nil: nothing is logged.
 	Logger *slog.Logger `env:"-"`
@@ -64,49 +65,45 @@ const maxCloseFrames = 1000
 const closeTimeout = time.Second
 
 // Proxy is a compiled [Config]: an http.Handler that refuses a request or turns it into a session. Serve and Drain are its
-// life in a process.
+// life in a process, and Reload gives it another Config meanwhile.
 type Proxy struct {
 	front    *front.Server
-	gate     *gate.Gate
-	api      *api.API
-	operator *api.Operator // nil: there is no /api
 	sessions *session.Manager
-	auth     *auth.Auth
-	upstream *upstream.Upstream
+	relay    *relay.Relay
 	report   *refusal.Reporter
 	fleet    *fleet.Fleet // nil: this instance is alone
+	tickets  gate.Tickets // nil: there are none
+	reached  *api.Instances
+	operator *api.Operator // nil: there is no /api
+	servers  *upstream.Servers
+	log      *slog.Logger
+	metrics  *admin.Metrics
+	secret   string // of the names of nameless clients
 
-	drainDelay, drainTimeout time.Duration
-	base                     context.Context // of every request; ended by Cut
-	endBase                  context.CancelFunc
-	stopAccepting            context.CancelFunc // ends the gate's Accepting
-	requests                 requests
-	failure                  atomic.Pointer[error] // why Serve is to return; nil: it is not
+	current   atomic.Pointer[generation]
+	reloading sync.Mutex     // held by Reload
+	leaving   sync.WaitGroup // of sessions whose targets are gone
+
+	base          context.Context // of every request; ended by Cut
+	endBase       context.CancelFunc
+	accepting     context.Context // ends when nothing new is to begin
+	stopAccepting context.CancelFunc
+	requests      requests
+	failure       atomic.Pointer[error] // why Serve is to return; nil: it is not
 }
 
 // New checks the whole of c and compiles it. The error joins every mistake, one a line.
 func New(c Config) (*Proxy, error) {
-	p := &Proxy{drainDelay: c.DrainDelay, drainTimeout: c.DrainTimeout}
-	log := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	metrics := c.Metrics
-	if metrics == nil {
-		metrics = admin.NewMetrics(KnownReasons())
+	p := &Proxy{log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), metrics: c.Metrics, servers: upstream.NewServers(), secret: rand.Text()}
+	if p.metrics == nil {
+		p.metrics = admin.NewMetrics(KnownReasons())
 	}
-	p.report = refusal.NewReporter(log, metrics)
+	p.report = refusal.NewReporter(p.log, p.metrics)
 	p.base, p.endBase = context.WithCancel(context.Background())
-	accepting, stopAccepting := context.WithCancel(p.base)
-	p.stopAccepting = stopAccepting
+	p.accepting, p.stopAccepting = context.WithCancel(p.base)
 
-	// What the rooms need of each other's settings.
-	c.Auth.Logger = cmp.Or(c.Auth.Logger, log)
-	c.Auth.Exhausted = gate.Exhausted
-	c.Auth.GroupClaims, c.Auth.GroupHeaders = c.Session.GroupPlaces()
-	c.Auth.Observe = func(took time.Duration, err error) { gate.ObserveAuth(metrics, took, err) }
-	perSession := c.Limits.PerSession()
-	c.Relay.MessageRate, c.Relay.MessageBurst = perSession.Messages, perSession.Burst
-	c.Relay.MessageByteRate = perSession.Bytes
-	c.Upstream.KeepAlive = c.Relay.PingInterval == 0 // where there is no heartbeat
-	c.Front.Logger, c.Front.Base = log, p.base
+	// What the rooms need of each other's settings, where they live as long as the process.
+	c.Front.Logger, c.Front.Base = p.log, p.base
 	if c.Front.Handler == nil {
 		c.Front.Handler = p
 	}
@@ -115,123 +112,58 @@ func New(c Config) (*Proxy, error) {
 	c.Front.Malformed = func(client netip.Addr) {
 		p.report.Report(&refusal.Refusal{Reason: refusal.Malformed}, slog.String("client", client.String()))
 	}
-	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
-	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
-	c.Upstream.Exhausted, c.Upstream.Logger = gate.Exhausted, log
-	c.API.Renewal, c.API.Logger = c.Session.Renewal, log
+	c.Fleet.Instance = c.Fleet.InstanceName()
+	c.Fleet.Limits, c.Fleet.Logger, c.Fleet.Metrics = c.Limits, p.log, p.metrics
+	c.Fleet.MaxMessage, c.Fleet.Failed = c.API.MaxMessage(), p.fail
+	c.Fleet.HistoryPushes, c.Fleet.HistoryAge = c.Session.History.Pushes, c.Session.History.Age
+	c.wireAPI(p.log)
 
-	parts := gate.Parts{Report: p.report, Metrics: metrics, Log: log, Base: p.base, Accepting: accepting}
 	var mistakes []error
 	var err error
 	note := func() { mistakes = append(mistakes, err) }
-	parts.ClientIP, err = clientip.New(c.ClientIP)
-	note()
-	parts.Origins, err = origin.New(c.Origin)
-	note()
-	parts.Limits, err = ratelimit.New(c.Limits)
-	note()
-	c.Fleet.Instance = c.Fleet.InstanceName()
-	c.Fleet.Limits, c.Fleet.Logger, c.Fleet.Metrics = c.Limits, log, metrics
-	c.Fleet.MaxMessage, c.Fleet.Failed = c.API.MaxMessage(), p.fail
-	c.Fleet.HistoryPushes, c.Fleet.HistoryAge = c.Session.History.Pushes, c.Session.History.Age
 	p.fleet, err = fleet.New(c.Fleet)
-	note()
-	c.API.Reached = c.API.AdminToken != "" || c.Fleet.BusURL != ""
-	c.Session.Shared = p.fleet != nil
-	parts.Fleet, c.Session.Instance = p.fleet, c.Fleet.Instance
-	c.Auth.Secret = p.fleet.Secret()
-	p.auth, err = auth.New(c.Auth)
-	note()
-	p.upstream, err = upstream.New(c.Upstream)
-	parts.Upstream = p.upstream
-	note()
-	c.Session.Relay, err = relay.New(c.Relay)
 	note()
 	p.front, err = front.New(c.Front)
 	note()
-	parts.Auth, parts.Extensions = p.auth, c.Relay.Mode != "terminate"
-	c.Session.Verifier, c.Session.Logger, c.Session.Metrics = p.auth, log, metrics
+	perSession := c.Limits.PerSession()
+	c.Relay.MessageRate, c.Relay.MessageBurst, c.Relay.MessageByteRate = perSession.Messages, perSession.Burst, perSession.Bytes
+	p.relay, err = relay.New(c.Relay)
+	note()
+	c.Session.Relay, c.Session.Logger, c.Session.Metrics = p.relay, p.log, p.metrics
+	c.Session.Instance, c.Session.Shared = c.Fleet.Instance, p.fleet != nil
+	c.Session.Verifier = verifier{p}
 	c.Session.Lease = lease.Config{Timeout: c.Auth.Timeout, Recheck: c.Auth.Recheck, Stale: c.Auth.StaleTTL}
-	c.Session.Limits = session.Limits{Messages: perSession.Messages, Burst: perSession.Burst, Bytes: perSession.Bytes}
 	c.Session.Listed = c.API.Reached || p.fleet != nil // which others may ask for
 	p.sessions, err = session.New(c.Session)
 	note()
-	parts.Sessions = p.sessions
-	parts.Tickets = c.API.NewTickets(p.fleet)
-	p.gate, err = gate.New(c.Gate, parts)
+	p.tickets = c.API.NewTickets(p.fleet)
+	g, err := p.compile(c, nil)
 	note()
-	if err := errors.Join(append(mistakes, c.check())...); err != nil {
+	if err := distinct(mistakes); err != nil {
 		p.endBase()
-		if p.auth != nil {
-			p.auth.Close() // it may be fetching keys
-		}
+		g.close()
 		p.fleet.Close()
-		if p.upstream != nil {
-			p.upstream.Close()
-		}
 		return nil, err
 	}
-	metrics.WatchTargets(func() (all []admin.Target) {
-		for _, t := range p.upstream.Targets() {
-			all = append(all, admin.Target(t))
-		}
-		return all
-	})
-	metrics.WatchKept(func() float64 {
-		bytes, _ := c.Session.Relay.KeptTotal()
+	p.metrics.WatchTargets(func() (all []admin.Target) { return p.current.Load().targets() })
+	p.metrics.WatchKept(func() float64 {
+		bytes, _ := p.relay.KeptTotal()
 		return float64(bytes)
 	})
-	all := api.NewInstances(c.API, p.fleet, p.sessions)
-	p.api = api.New(c.API, p.gate, all)
-	p.operator = api.NewOperator(c.API, p.sessions, all)
-	for _, warning := range p.auth.Warnings() {
-		log.Warn(warning)
-	}
+	p.reached = api.NewInstances(c.API, p.fleet, p.sessions)
+	p.operator = api.NewOperator(c.API, p.sessions, p.reached)
+	p.begin(g)
 	return p, nil
 }
 
-// requestTimeout is how long the steps of a request may wait: for a failure token, for the verifier to have time and to answer, for
-// the dial and the upstream.
-func (c *Config) requestTimeout() time.Duration {
-	return 3*c.Auth.Timeout + c.Upstream.DialTimeout + c.Upstream.HandshakeTimeout
-}
-
-// check finds the mistakes that no room sees alone.
-func (c *Config) check() error {
-	mistakes := c.API.Check(&c.Auth)
-	note := func(format string, a ...any) { mistakes = append(mistakes, fmt.Errorf(format, a...)) }
-
-	if c.Auth.UsesCookie() && len(c.Origin.Origins) == 0 {
-		note("ORIGINS: %q allows every web page to use the cookies that authenticate; want the origins of your own pages", "")
+// Check returns the mistakes that [New] finds in c, and begins nothing: nobody is asked, and no fleet is joined.
+func Check(c Config) error {
+	c.Auth.Idle, c.Upstream.Idle, c.Fleet.Idle = true, true, true
+	p, err := New(c)
+	if err == nil {
+		p.Cut()
 	}
-	if !c.Auth.NamesSubject() && c.Limits.PerSubject() {
-		note("AUTH_MODE: %q names no subject for RATE_UPGRADES_PER_SUBJECT and LIMIT_SESSIONS_PER_SUBJECT to count; want another mode, or neither limit", c.Auth.Mode)
-	}
-	if mode := c.Auth.Mode; c.Gate.FirstMessage && (mode == "none" || mode == "forward") {
-		note("AUTH_FIRST_MESSAGE: \"true\" has no meaning with AUTH_MODE=%s, which lacks no token; want false, or another mode", mode)
-	}
-	if c.Session.Renewal && !c.Auth.ByToken() {
-		note("RENEWAL: \"true\" needs to know whose a token is by the token alone, which AUTH_MODE=%s does not; want false, or another mode", c.Auth.Mode)
-	}
-	if c.Session.Hello && !c.Session.Renewal && c.Session.History.Pushes == 0 {
-		note("SESSION_HELLO: \"true\" sends what is of no use without RENEWAL or PUSH_HISTORY; want false, or one of them")
-	}
-	if c.Relay.Resume > 0 && c.API.PushMaxBytes > c.Relay.ResumeBuffer {
-		note("PUSH_MAX_BYTES: \"%d\" does not fit RESUME_BUFFER, %d; want no more, or RESUME=0s", c.API.PushMaxBytes, c.Relay.ResumeBuffer)
-	}
-	secure := slices.ContainsFunc(strings.Fields(strings.ToLower(c.Upstream.URL)), func(target string) bool {
-		return strings.HasPrefix(target, "wss:") || strings.HasPrefix(target, "https:")
-	})
-	if c.Relay.Engine == "loop" && (c.Front.CertFile != "" || secure) {
-		note("RELAY_ENGINE: %q is not for connections with TLS, here to the clients or to UPSTREAM_URL; want auto or stream", c.Relay.Engine)
-	}
-	if c.DrainDelay < 0 {
-		note("DRAIN_DELAY: %q is negative; want 0s or more", c.DrainDelay)
-	}
-	if c.DrainTimeout <= 0 {
-		note("DRAIN_TIMEOUT: %q leaves no time to drain; want more than 0s", c.DrainTimeout)
-	}
-	return errors.Join(mistakes...)
+	return err
 }
 
 // KnownReasons are the label values that Config.Metrics must be made for.
@@ -247,7 +179,7 @@ func KnownReasons() admin.Known {
 func Descriptors() int { return front.Descriptors() }
 
 // Ready says why no client can be let in yet, although p serves. Nil: it can be.
-func (p *Proxy) Ready() error { return cmp.Or(p.auth.Ready(), p.fleet.Ready()) }
+func (p *Proxy) Ready() error { return cmp.Or(p.current.Load().auth.Ready(), p.fleet.Ready()) }
 
 // Operator answers /api on the operator's listener; nil without ADMIN_TOKEN.
 func (p *Proxy) Operator() http.Handler {
@@ -264,17 +196,19 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve is where every front door's requests come to.
 func (p *Proxy) serve(c gate.Client, r *http.Request) {
-	request := p.gate.NewRequest(c, r)
+	now := p.present() // one for the whole of the request
+	defer now.requests.end()
+	request := now.gate.NewRequest(c, r)
 	if !p.requests.begin() {
-		p.gate.Refuse(request, &refusal.Refusal{Reason: refusal.Draining})
+		now.gate.Refuse(request, &refusal.Refusal{Reason: refusal.Draining})
 		return
 	}
 	defer p.requests.end()
-	if handle := p.api.Handler(request.Path); handle != nil {
-		p.gate.Answer(request, handle)
+	if handle := now.api.Handler(request); handle != nil {
+		now.gate.Answer(request, handle)
 		return
 	}
-	p.gate.Serve(request)
+	now.gate.Serve(request)
 }
 
 // Serve accepts connections from l until Drain or Cut, which make it return nil, or until l fails, or until this instance cannot be
@@ -307,15 +241,16 @@ func (p *Proxy) Drain(ctx context.Context) error {
 	defer context.AfterFunc(p.base, cancel)()
 
 	p.fleet.Drain()
+	c := &p.current.Load().config
 	select {
-	case <-time.After(p.drainDelay):
+	case <-time.After(c.DrainDelay):
 	case <-ctx.Done():
 		return fmt.Errorf("drain: %w", ctx.Err())
 	}
 	p.close()
-	ctx, cancel = context.WithTimeout(ctx, p.drainTimeout)
+	ctx, cancel = context.WithTimeout(ctx, c.DrainTimeout)
 	defer cancel()
-	p.sessions.Drain(ctx, p.drainTimeout/2)
+	p.sessions.Drain(ctx, c.DrainTimeout/2)
 	err := p.requests.wait(ctx)
 	if err == nil {
 		err = p.sessions.Wait(ctx)
@@ -335,10 +270,12 @@ func (p *Proxy) Cut() {
 	defer cancel()
 	p.requests.wait(ctx) // none starts a session after this
 	p.sessions.Close(ctx)
-	p.gate.Close()
+	p.leaving.Wait()
+	if p.tickets != nil {
+		p.tickets.Close()
+	}
 	p.report.Flush()
-	p.auth.Close()
-	p.upstream.Close()
+	p.current.Load().close()
 	p.fleet.Close()
 }
 

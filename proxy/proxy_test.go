@@ -134,6 +134,22 @@ func TestNewTellsAllMistakes(t *testing.T) {
 	}
 }
 
+// Check finds what New finds, and leaves nothing behind, as goleak sees.
+func TestCheck(t *testing.T) {
+	right := defaults(t)
+	right.Upstream.URL, right.Upstream.HealthPath = "ws://app.invalid", "/"
+	right.Auth.URL = "http://auth.invalid"
+	if err := Check(right); err != nil {
+		t.Error(err)
+	}
+	wrong := right
+	wrong.Upstream.URL, wrong.DrainTimeout = "ftp://app", 0
+	_, err := New(wrong)
+	if got := Check(wrong); got == nil || err == nil || got.Error() != err.Error() {
+		t.Errorf("got %v, New says %v", got, err)
+	}
+}
+
 func TestNewCrossChecks(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -102,7 +102,7 @@ func newGate(t testing.TB, target string, edit func(*Config)) *testGate {
 		l.Close()
 		t.Fatal(err)
 	}
-	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.gate.Limits
+	g.Proxy, g.metrics, g.log, g.limits = p, c.Metrics, c.Logger, p.current.Load().limits
 	go func() { g.served <- p.Serve(l) }()
 	t.Cleanup(func() {
 		p.Cut()
@@ -422,9 +422,12 @@ func accepted(r *http.Request) string {
 }
 
 // newEcho starts a WebSocket server that echoes messages, and chooses the subprotocol chat where it is offered.
-func newEcho(t testing.TB) string {
+func newEcho(t testing.TB) string { return newServer(t, echoHandler()) }
+
+// newServer starts a server and returns its URL, as an upstream's.
+func newServer(t testing.TB, h http.Handler) string {
 	t.Helper()
-	s := httptest.NewServer(echoHandler())
+	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
 	return "ws" + strings.TrimPrefix(s.URL, "http")
 }

@@ -106,7 +106,7 @@ func TestTargetsBehindTheGate(t *testing.T) {
 	for range 4 {
 		echoes(t, g.connect(t, "/?token=good", nil), "hello")
 	}
-	for _, s := range g.upstream.Targets() {
+	for _, s := range g.current.Load().routes[0].Upstream.Targets() {
 		if s.Live != 2 || !s.Usable {
 			t.Errorf("%+v, want two on each", s)
 		}
@@ -118,7 +118,7 @@ func TestNoTarget(t *testing.T) {
 	g := newGate(t, "ws://127.0.0.1:1", func(c *Config) {
 		c.Upstream.HealthPath, c.Upstream.HealthInterval, c.Upstream.HealthFailures = "/", time.Millisecond, 1
 	})
-	for wait := time.Now().Add(patience); g.upstream.Targets()[0].Usable; time.Sleep(time.Millisecond) {
+	for wait := time.Now().Add(patience); g.current.Load().routes[0].Upstream.Targets()[0].Usable; time.Sleep(time.Millisecond) {
 		if time.Now().After(wait) {
 			t.Fatal("it is never down")
 		}

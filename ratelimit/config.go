@@ -25,6 +25,14 @@ type Config struct {
 	// UpgradesPerSubjectBurst is how many may come at once. 0: the rate's number.
 	UpgradesPerSubjectBurst int `env:"RATE_UPGRADES_PER_SUBJECT_BURST" guard:"true"`
 
+	// RequestsPerIP limits the plain HTTP requests of one address. Upgrades are
+	// not among them. The default leaves room for an office behind one address
+	// whose pages poll and load files, and bounds what one address can have the
+	// verifier asked. 0: no limit.
+	RequestsPerIP Rate `env:"RATE_REQUESTS_PER_IP" envDefault:"200/s" empty:"no limit" guard:"true"`
+	// RequestsPerIPBurst is how many may come at once. 0: the rate's number.
+	RequestsPerIPBurst int `env:"RATE_REQUESTS_PER_IP_BURST" guard:"true"`
+
 	// AuthFailuresPerIP limits refused credentials of one address; once they
 	// are used up its requests are refused without asking the verifier. 0: no
 	// limit.
@@ -86,6 +94,7 @@ func (c Config) check() error {
 		{"RATE_UPGRADES", c.Upgrades, "RATE_UPGRADES_BURST", c.UpgradesBurst},
 		{"RATE_UPGRADES_PER_IP", c.UpgradesPerIP, "RATE_UPGRADES_PER_IP_BURST", c.UpgradesPerIPBurst},
 		{"RATE_UPGRADES_PER_SUBJECT", c.UpgradesPerSubject, "RATE_UPGRADES_PER_SUBJECT_BURST", c.UpgradesPerSubjectBurst},
+		{"RATE_REQUESTS_PER_IP", c.RequestsPerIP, "RATE_REQUESTS_PER_IP_BURST", c.RequestsPerIPBurst},
 		{"RATE_AUTH_FAILURES_PER_IP", c.AuthFailuresPerIP, "RATE_AUTH_FAILURES_PER_IP_BURST", c.AuthFailuresPerIPBurst},
 		{"MESSAGE_RATE", c.Messages, "MESSAGE_BURST", c.MessagesBurst},
 		{"MESSAGE_BYTE_RATE", c.MessageBytes, "", 0},

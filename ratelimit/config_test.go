@@ -17,6 +17,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		UpgradesPerIP:     Rate{20, time.Second},
+		RequestsPerIP:     Rate{200, time.Second},
 		AuthFailuresPerIP: Rate{10, time.Minute},
 	}
 	if got != want {
@@ -38,7 +39,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := Rate{7, time.Hour}
-	if want := (Config{r, 5, r, 5, r, 5, r, 5, 5, 5, 5, r, 5, r}); got != want {
+	if want := (Config{r, 5, r, 5, r, 5, r, 5, r, 5, 5, 5, 5, r, 5, r}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

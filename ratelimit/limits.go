@@ -6,7 +6,7 @@
 //
 //	by            how often (token buckets)                how many at once
 //	address       UpgradeFromAddress, Attempt (failures),  SessionsFull, AcquireSlot,
-//	              UnknownReturn                            Slot.Move
+//	              UnknownReturn, RequestFromAddress        Slot.Move
 //	subject       UpgradeOfSubject                         AcquireSlot
 //	all together  UpgradeGlobal                            SessionsFull, AcquireSlot
 //
@@ -61,11 +61,13 @@ type Limits struct {
 	subjects  *buckets[subjectKey]
 	global    *rate.Limiter
 	failures  *failures
+	requests  *buckets[netip.Prefix]
 	returns   *buckets[netip.Prefix] // never nil
 
 	sessions *sessions
+	of       Config
 
-	policy string
+	policy, requestPolicy string
 }
 
 // New makes the limits that c describes. Its error joins every mistake in c,
@@ -75,6 +77,34 @@ func New(c Config) (*Limits, error) {
 		return nil, err
 	}
 	return build(c), nil
+}
+
+// With returns the limits that c describes, for sessions and clients that l has counted: a rate that is as it was goes on, one that is
+// new begins anew. A cap that is new counts only the sessions from here on. Its error is as that of [New].
+func (l *Limits) With(c Config) (*Limits, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	next := build(c)
+	same := func(r, old Rate, burst, oldBurst int) bool { return r == old && r.Burst(burst) == old.Burst(oldBurst) }
+	if same(c.UpgradesPerIP, l.of.UpgradesPerIP, c.UpgradesPerIPBurst, l.of.UpgradesPerIPBurst) {
+		next.addresses = l.addresses
+	}
+	if same(c.RequestsPerIP, l.of.RequestsPerIP, c.RequestsPerIPBurst, l.of.RequestsPerIPBurst) {
+		next.requests = l.requests
+	}
+	if same(c.UpgradesPerSubject, l.of.UpgradesPerSubject, c.UpgradesPerSubjectBurst, l.of.UpgradesPerSubjectBurst) {
+		next.subjects = l.subjects
+	}
+	if same(c.Upgrades, l.of.Upgrades, c.UpgradesBurst, l.of.UpgradesBurst) {
+		next.global = l.global
+	}
+	if same(c.AuthFailuresPerIP, l.of.AuthFailuresPerIP, c.AuthFailuresPerIPBurst, l.of.AuthFailuresPerIPBurst) {
+		next.failures = l.failures
+	}
+	next.returns = l.returns
+	next.sessions = &sessions{caps{c.Sessions, c.SessionsPerIP, c.SessionsPerSubject}, l.sessions.counts}
+	return next, nil
 }
 
 // Part returns the limits of one of n who hold those of c together. Nothing is rounded down to none. c is one that New takes.
@@ -95,6 +125,7 @@ func Part(c Config, n int) *Limits {
 // build makes the limits of a Config that has no mistakes.
 func build(c Config) *Limits {
 	l := &Limits{
+		of:       c,
 		sessions: newSessions(c),
 		returns:  newBuckets[netip.Prefix](returnsPerSecond, returnsPerSecond, tableSize),
 	}
@@ -111,6 +142,10 @@ func build(c Config) *Limits {
 	if r := c.AuthFailuresPerIP; r.N > 0 {
 		l.failures = newFailures(newBuckets[netip.Prefix](r.limit(), r.Burst(c.AuthFailuresPerIPBurst), tableSize))
 	}
+	if r := c.RequestsPerIP; r.N > 0 {
+		l.requests = newBuckets[netip.Prefix](r.limit(), r.Burst(c.RequestsPerIPBurst), tableSize)
+		l.requestPolicy = fmt.Sprintf(`"requests";q=%d;w=%d`, r.N, r.Per/time.Second)
+	}
 	return l
 }
 
@@ -121,6 +156,15 @@ func (l *Limits) UpgradeFromAddress(key netip.Prefix, now time.Time) (wait time.
 		return 0, true
 	}
 	return l.addresses.take(key, now)
+}
+
+// RequestFromAddress takes one of the address's tokens for plain requests. If
+// there is none, ok is false and wait is how long until there is one.
+func (l *Limits) RequestFromAddress(key netip.Prefix, now time.Time) (wait time.Duration, ok bool) {
+	if l.requests == nil {
+		return 0, true
+	}
+	return l.requests.take(key, now)
 }
 
 // returnsPerSecond bounds the returns of an address to sessions that nobody knows, and their bursts: an office behind one address
@@ -197,3 +241,6 @@ func (l *Limits) AcquireSlot(key netip.Prefix, subject string) (*Slot, Cap) {
 // address, such as `"upgrades";q=20;w=1`: 20 in a window of 1 second
 // (draft-ietf-httpapi-ratelimit-headers). "" if they are not limited.
 func (l *Limits) Policy() string { return l.policy }
+
+// RequestPolicy is the same for plain requests of one address.
+func (l *Limits) RequestPolicy() string { return l.requestPolicy }

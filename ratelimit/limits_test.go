@@ -49,9 +49,11 @@ func TestUpgrades(t *testing.T) {
 		Upgrades: r, UpgradesBurst: 3,
 		UpgradesPerIP: r, UpgradesPerIPBurst: 3,
 		UpgradesPerSubject: r, UpgradesPerSubjectBurst: 3,
+		RequestsPerIP: r, RequestsPerIPBurst: 3,
 	})
 	for name, ask := range map[string]func(time.Time) (time.Duration, bool){
 		"address": func(now time.Time) (time.Duration, bool) { return l.UpgradeFromAddress(key("192.0.2.1"), now) },
+		"request": func(now time.Time) (time.Duration, bool) { return l.RequestFromAddress(key("192.0.2.1"), now) },
 		"global":  l.UpgradeGlobal,
 		"subject": func(now time.Time) (time.Duration, bool) { return l.UpgradeOfSubject("ada", now) },
 	} {

@@ -15,10 +15,17 @@ const (
 	CapTotal   Cap = "total"   // Sessions
 )
 
-// sessions counts the open sessions.
+// sessions holds the open sessions to caps.
 type sessions struct {
-	max int // of all together; 0: no cap
+	caps
+	counts *openSessions // of which other caps may have been before
+}
 
+// caps are the most sessions. 0: no cap.
+type caps struct{ total, perAddress, perSubject int }
+
+// openSessions counts the open sessions.
+type openSessions struct {
 	mu        sync.Mutex // guards all below, and the released field of every slot
 	total     int
 	byAddress counts[netip.Prefix]
@@ -27,12 +34,14 @@ type sessions struct {
 
 // Slot counts one open session, until it is released.
 type Slot struct {
-	sessions   *sessions
-	address    netip.Prefix // guarded by sessions.mu
-	subject    subjectKey
-	hasSubject bool // counted by subject too
-	released   bool // guarded by sessions.mu
-	followers  []Follower
+	sessions      *openSessions
+	address       netip.Prefix // guarded by sessions.mu
+	subject       subjectKey
+	hasAddress    bool // counted by address too
+	mostOfAddress int  // the cap by which it was counted
+	hasSubject    bool // counted by subject too
+	released      bool // guarded by sessions.mu
+	followers     []Follower
 }
 
 // Follower is told what becomes of a slot.
@@ -46,33 +55,35 @@ func (slot *Slot) Follow(f Follower) { slot.followers = append(slot.followers, f
 
 func newSessions(c Config) *sessions {
 	return &sessions{
-		max:       c.Sessions,
-		byAddress: newCounts[netip.Prefix](c.SessionsPerIP),
-		bySubject: newCounts[subjectKey](c.SessionsPerSubject),
+		caps:   caps{c.Sessions, c.SessionsPerIP, c.SessionsPerSubject},
+		counts: &openSessions{byAddress: make(counts[netip.Prefix]), bySubject: make(counts[subjectKey])},
 	}
 }
 
 func (s *sessions) full(address netip.Prefix) Cap {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.reached(&Slot{address: address})
+	s.counts.mu.Lock()
+	defer s.counts.mu.Unlock()
+	return s.reached(&Slot{address: address, hasAddress: s.perAddress > 0})
 }
 
 func (s *sessions) acquire(address netip.Prefix, subject string) (*Slot, Cap) {
-	slot := &Slot{sessions: s, address: address}
-	if subject != "" && s.bySubject.max > 0 {
+	n := s.counts
+	slot := &Slot{sessions: n, address: address, hasAddress: s.perAddress > 0, mostOfAddress: s.perAddress}
+	if subject != "" && s.perSubject > 0 {
 		slot.subject, slot.hasSubject = keyOfSubject(subject), true
 	}
 
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if full := s.reached(slot); full != "" {
 		return nil, full
 	}
-	s.total++
-	s.byAddress.add(address)
+	n.total++
+	if slot.hasAddress {
+		n.byAddress[address]++
+	}
 	if slot.hasSubject {
-		s.bySubject.add(slot.subject)
+		n.bySubject[slot.subject]++
 	}
 	return slot, ""
 }
@@ -80,12 +91,12 @@ func (s *sessions) acquire(address netip.Prefix, subject string) (*Slot, Cap) {
 // reached names the cap that leaves no room for this slot, or "". The client's own
 // caps come before the total, which the client cannot change. The caller holds mu.
 func (s *sessions) reached(slot *Slot) Cap {
-	switch {
-	case s.byAddress.full(slot.address):
+	switch n := s.counts; {
+	case slot.hasAddress && n.byAddress[slot.address] >= s.perAddress:
 		return CapAddress
-	case slot.hasSubject && s.bySubject.full(slot.subject):
+	case slot.hasSubject && n.bySubject[slot.subject] >= s.perSubject:
 		return CapSubject
-	case s.max > 0 && s.total >= s.max:
+	case s.total > 0 && n.total >= s.total:
 		return CapTotal
 	}
 	return ""
@@ -105,7 +116,9 @@ func (slot *Slot) Release() {
 	}
 	slot.released = true
 	s.total--
-	s.byAddress.remove(slot.address)
+	if slot.hasAddress {
+		s.byAddress.remove(slot.address)
+	}
 	if slot.hasSubject {
 		s.bySubject.remove(slot.subject)
 	}
@@ -128,7 +141,7 @@ func (slot *Slot) Move(to netip.Prefix) (undo func(), ok bool) {
 	if from == to || slot.released {
 		return func() {}, true
 	}
-	if s.byAddress.full(to) {
+	if slot.hasAddress && s.byAddress[to] >= slot.mostOfAddress {
 		return nil, false
 	}
 	slot.move(to)
@@ -143,41 +156,21 @@ func (slot *Slot) Move(to netip.Prefix) (undo func(), ok bool) {
 
 // move is called with mu held.
 func (slot *Slot) move(to netip.Prefix) {
-	slot.sessions.byAddress.add(to)
-	slot.sessions.byAddress.remove(slot.address)
+	if slot.hasAddress {
+		slot.sessions.byAddress[to]++
+		slot.sessions.byAddress.remove(slot.address)
+	}
 	slot.address = to
 	for _, f := range slot.followers {
 		f.Move(to)
 	}
 }
 
-// counts are the numbers of sessions by key. It holds only keys that have sessions,
-// and nothing if there is no cap.
-type counts[K comparable] struct {
-	max int // 0: no cap
-	n   map[K]int
-}
-
-func newCounts[K comparable](max int) counts[K] {
-	return counts[K]{max: max, n: make(map[K]int)}
-}
-
-func (c counts[K]) full(key K) bool {
-	return c.max > 0 && c.n[key] >= c.max
-}
-
-func (c counts[K]) add(key K) {
-	if c.max > 0 {
-		c.n[key]++
-	}
-}
+// counts are the numbers of sessions by key. It holds only keys that have sessions.
+type counts[K comparable] map[K]int
 
 func (c counts[K]) remove(key K) {
-	if c.max == 0 {
-		return
-	}
-	c.n[key]--
-	if c.n[key] == 0 {
-		delete(c.n, key)
+	if c[key]--; c[key] == 0 {
+		delete(c, key)
 	}
 }

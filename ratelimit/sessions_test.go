@@ -55,9 +55,9 @@ func TestSessionCaps(t *testing.T) {
 
 func wantNoSessions(t *testing.T, l *Limits) {
 	t.Helper()
-	s := l.sessions
-	if s.total != 0 || len(s.byAddress.n) != 0 || len(s.bySubject.n) != 0 {
-		t.Errorf("left behind: %d in total, addresses %v, subjects %v", s.total, s.byAddress.n, s.bySubject.n)
+	s := l.sessions.counts
+	if s.total != 0 || len(s.byAddress) != 0 || len(s.bySubject) != 0 {
+		t.Errorf("left behind: %d in total, addresses %v, subjects %v", s.total, s.byAddress, s.bySubject)
 	}
 }
 
@@ -65,7 +65,7 @@ func TestKeysAreNotCountedWithoutACap(t *testing.T) {
 	l := newLimits(t, Config{Sessions: 10})
 	slot, _ := l.AcquireSlot(key("192.0.2.1"), "ada")
 	defer slot.Release()
-	if n := len(l.sessions.byAddress.n) + len(l.sessions.bySubject.n); n != 0 {
+	if n := len(l.sessions.counts.byAddress) + len(l.sessions.counts.bySubject); n != 0 {
 		t.Errorf("%d keys kept for caps that are not set", n)
 	}
 }

@@ -36,6 +36,19 @@ func (b Balance) Key() (place, name string) {
 
 const wantBalance = "want least, sticky, hash:subject, hash:address, hash:cookie:NAME or hash:query:NAME"
 
+// String is the text that UnmarshalText reads as b.
+func (b Balance) String() string {
+	switch {
+	case b.kind == balanceSticky:
+		return "sticky"
+	case b.kind == balanceHash && b.name != "":
+		return "hash:" + b.place + ":" + b.name
+	case b.kind == balanceHash:
+		return "hash:" + b.place
+	}
+	return "least"
+}
+
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (b *Balance) UnmarshalText(text []byte) error {
 	kind, place, _ := strings.Cut(string(text), ":")

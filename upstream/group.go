@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -18,16 +18,9 @@ type endpoint struct {
 	*target
 	address string // to dial: host:port, or the path of a socket
 	name    string // as the log names it
-	id      uint64 // a hash of the target and the address, the same in every process
-	dials   chan struct{}
-	waiting atomic.Int64 // for a place in dials
+	*server
 
-	health // guarded by Upstream.mu
-	live   int
-}
-
-func (u *Upstream) newEndpoint(t *target, address, name string) *endpoint {
-	return &endpoint{target: t, address: address, name: name, id: xxhash.Sum64String(t.raw + "\x00" + address), dials: make(chan struct{}, u.maxDials)}
+	transport *http.Transport // of plain requests
 }
 
 var (
@@ -87,11 +80,12 @@ func (u *Upstream) connectTo(ctx context.Context, e *endpoint, x *handshake, req
 		u.release(e)
 		return nil, fmt.Errorf("upstream request: %w", err)
 	}
-	if err := e.enter(ctx); err != nil {
+	dials, err := e.enter(ctx)
+	if err != nil {
 		u.release(e)
 		return nil, err
 	}
-	defer func() { <-e.dials }()
+	defer func() { <-dials }()
 	start := time.Now()
 	conn, err := u.dial(ctx, e, left)
 	if err != nil {
@@ -105,31 +99,32 @@ func (u *Upstream) connectTo(ctx context.Context, e *endpoint, x *handshake, req
 		conn.Close()
 		return nil, err
 	}
-	c.DialTime, c.Target, c.TargetID, c.Place = dialTime, e.name, e.id, &Place{upstream: u, endpoint: e}
+	c.DialTime, c.Target, c.TargetID, c.Written, c.Place = dialTime, e.name, e.id, e.raw, &Place{upstream: u, endpoint: e}
 	return c, nil
 }
 
-// enter waits for a place among the handshakes with e.
-func (e *endpoint) enter(ctx context.Context) error {
+// enter waits for a place among the handshakes with e, in which the caller then is.
+func (e *endpoint) enter(ctx context.Context) (dials chan struct{}, err error) {
+	dials = *e.dials.Load()
 	select {
-	case e.dials <- struct{}{}:
-		return nil
+	case dials <- struct{}{}:
+		return dials, nil
 	default:
 	}
-	if e.waiting.Add(1) > int64(queued*cap(e.dials)) {
+	if e.waiting.Add(1) > int64(queued*cap(dials)) {
 		e.waiting.Add(-1)
-		return ErrBusy
+		return nil, ErrBusy
 	}
 	defer e.waiting.Add(-1)
 	timeout := time.NewTimer(queueTime)
 	defer timeout.Stop()
 	select {
-	case e.dials <- struct{}{}:
-		return nil
+	case dials <- struct{}{}:
+		return dials, nil
 	case <-timeout.C:
-		return ErrBusy
+		return nil, ErrBusy
 	case <-ctx.Done():
-		return &DialError{Err: ctx.Err()}
+		return nil, &DialError{Err: ctx.Err()}
 	}
 }
 
@@ -137,8 +132,8 @@ func (e *endpoint) enter(ctx context.Context) error {
 // says that there is another.
 func (u *Upstream) choose(req *Request, tried []*endpoint) (chosen *endpoint, others bool) {
 	now := time.Now()
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	n := 0
 	best := 0.0
 	first := 0
@@ -149,9 +144,11 @@ func (u *Upstream) choose(req *Request, tried []*endpoint) (chosen *endpoint, ot
 	if u.balance.kind == balanceHash && req.Key != "" {
 		hash = xxhash.Sum64String(req.Key)
 	}
+	// Where all have been ejected, for another route's failures, those will have to do.
+	ejected := len(tried) == 0 && !slices.ContainsFunc(u.endpoints, func(e *endpoint) bool { return e.usable(now) })
 	for i := range u.endpoints {
 		e := u.endpoints[(first+i)%len(u.endpoints)]
-		if !e.usable(now) || slices.Contains(tried, e) {
+		if !e.usable(now) && !(ejected && !e.down) || slices.Contains(tried, e) {
 			continue
 		}
 		n++
@@ -187,16 +184,17 @@ func mix(x uint64) uint64 {
 
 // leave takes one off an endpoint.
 func (u *Upstream) leave(e *endpoint) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	e.live--
+	u.servers.forget(e.server)
 }
 
 // Targets are the names of the endpoints, each with how many sessions and handshakes it has, and whether it is used.
 func (u *Upstream) Targets() (all []TargetState) {
 	now := time.Now()
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	for _, e := range u.endpoints {
 		all = append(all, TargetState{e.name, e.live, e.usable(now)})
 	}
@@ -215,6 +213,6 @@ func (u *Upstream) Names() string {
 // TargetState is what a target is at the moment.
 type TargetState struct {
 	Name   string
-	Live   int  // sessions, and handshakes under way
+	Live   int  // sessions, and handshakes and plain requests under way
 	Usable bool // it gets new ones
 }

@@ -139,13 +139,13 @@ func TestLeast(t *testing.T) {
 			c.Place.Release()
 		}
 	}
-	u.mu.Lock()
+	u.servers.mu.Lock()
 	for _, e := range u.endpoints {
 		if e.name == restarted {
 			e.until = time.Now().Add(-1)
 		}
 	}
-	u.mu.Unlock()
+	u.servers.mu.Unlock()
 	for range 100 {
 		open(t, u, Request{})
 	}
@@ -239,19 +239,19 @@ func TestEjection(t *testing.T) {
 	apps, urls := newApps(t, 2)
 	apps[0].sick.Store(true)
 	u := newUpstream(t, Config{URL: urls})
-	u.mu.Lock()
+	u.servers.mu.Lock()
 	sick, well := u.endpoints[0], u.endpoints[1]
-	u.mu.Unlock()
+	u.servers.mu.Unlock()
 	fail := func(e *endpoint) { u.report(e, &HandshakeError{Reason: reasonClosed, Err: io.EOF}, t.Context()) }
 	var last time.Duration
 	for range 4 {
 		for range 2 * ejectAfter {
 			fail(sick)
 		}
-		u.mu.Lock()
+		u.servers.mu.Lock()
 		wait := time.Until(sick.until)
 		sick.until = time.Now()
-		u.mu.Unlock()
+		u.servers.mu.Unlock()
 		if wait <= last {
 			t.Errorf("it waits %v after %v", wait, last)
 		}
@@ -265,9 +265,9 @@ func TestEjection(t *testing.T) {
 		t.Errorf("none is used: %+v", s)
 	}
 	// Only one finds out how one is whose time is over.
-	u.mu.Lock()
+	u.servers.mu.Lock()
 	sick.until, sick.probing, sick.live, well.until, well.live = time.Now().Add(-1), false, 0, time.Time{}, 100
-	u.mu.Unlock()
+	u.servers.mu.Unlock()
 	a, _ := u.choose(&Request{}, nil)
 	b, _ := u.choose(&Request{}, nil)
 	if a != sick || b != well {
@@ -290,9 +290,9 @@ func TestWhatIsTriedAgain(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			u := newUpstream(t, Config{URL: tt.url + " " + good.url(), DialTimeout: 4 * time.Second, HandshakeTimeout: time.Second})
-			u.mu.Lock()
+			u.servers.mu.Lock()
 			u.endpoints[1].live = 1000 // so that the other comes first
-			u.mu.Unlock()
+			u.servers.mu.Unlock()
 			c, err := u.Connect(t.Context(), &Request{})
 			if err == nil {
 				c.Close()

@@ -65,8 +65,8 @@ func (u *Upstream) report(e *endpoint, err error, ctx context.Context) {
 		u.release(e)
 		return
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	if err == nil || refused {
 		u.well(e)
 		return
@@ -101,8 +101,8 @@ func (u *Upstream) well(e *endpoint) {
 
 // release has another handshake find out how an endpoint is that was to find it out.
 func (u *Upstream) release(e *endpoint) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	e.probing = false
 }
 
@@ -120,9 +120,9 @@ func (u *Upstream) anotherUsable(than *endpoint) bool {
 // check asks all endpoints for HealthPath, again and again, until ctx ends.
 func (u *Upstream) check(ctx context.Context) {
 	for {
-		u.mu.Lock()
-		all := slices.Clone(u.endpoints)
-		u.mu.Unlock()
+		u.servers.mu.Lock()
+		all := slices.DeleteFunc(slices.Clone(u.endpoints), func(e *endpoint) bool { return !e.due(u.checks.interval) })
+		u.servers.mu.Unlock()
 		var asking sync.WaitGroup
 		for _, e := range all {
 			asking.Go(func() { u.checked(e, u.ask(ctx, e)) })
@@ -134,6 +134,16 @@ func (u *Upstream) check(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// due reports whether a server is to be checked now, and not for another upstream that has it. The caller holds mu.
+func (s *server) due(interval time.Duration) bool {
+	now := time.Now()
+	if now.Sub(s.checked) < interval/2 {
+		return false
+	}
+	s.checked = now
+	return true
 }
 
 // checks are how endpoints are checked.
@@ -158,7 +168,10 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint) error {
 		return err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeader)), nil)
-	if err != nil {
+	switch {
+	case isTimeout(err):
+		return fmt.Errorf("its health check has no answer in %v", u.checks.timeout)
+	case err != nil:
 		return errors.New("the answer to its health check is not HTTP") // the error quotes it
 	}
 	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
@@ -169,8 +182,8 @@ func (u *Upstream) ask(ctx context.Context, e *endpoint) error {
 
 // checked notes what came of a check.
 func (u *Upstream) checked(e *endpoint, err error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
 	if err == nil {
 		e.misses = 0
 		if e.passes++; e.down && e.passes >= u.checks.passes {

@@ -39,12 +39,24 @@ func (u *Upstream) lookUp(ctx context.Context) {
 			found[t] = oneFamily(all)
 		}
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
+	begun := true
+	for t, addresses := range found {
+		_, known := u.servers.addresses[t.raw]
+		begun = begun && known
+		u.servers.addresses[t.raw] = addresses
+	}
+	u.setEndpoints(begun)
+}
+
+// setEndpoints makes the endpoints of what is known of the targets. fresh says that a server which nobody knew has just come up. The
+// caller holds mu.
+func (u *Upstream) setEndpoints(fresh bool) {
 	var next []*endpoint
 	for _, t := range u.targets {
 		names := []string{t.address}
-		if addresses := found[t]; len(addresses) > 1 {
+		if addresses := u.servers.addresses[t.raw]; len(addresses) > 1 {
 			names = names[:0]
 			_, port, _ := net.SplitHostPort(t.address)
 			for _, a := range addresses {
@@ -52,24 +64,39 @@ func (u *Upstream) lookUp(ctx context.Context) {
 			}
 		}
 		for _, address := range names {
-			i := slices.IndexFunc(u.endpoints, func(e *endpoint) bool { return e.target == t && e.address == address })
-			if i >= 0 {
+			name := t.name
+			if len(names) > 1 {
+				if name = address; t.name != t.authority {
+					name += strings.TrimPrefix(t.name, t.authority)
+				}
+			}
+			server, isNew := u.servers.enter(t, address, u.maxDials)
+			if i := slices.IndexFunc(u.endpoints, func(e *endpoint) bool { return e.server == server && e.target == t && e.name == name }); i >= 0 {
 				next = append(next, u.endpoints[i])
 				continue
 			}
-			e := u.newEndpoint(t, address, t.name)
-			if len(names) > 1 {
-				if e.name = address; t.name != t.authority {
-					e.name += strings.TrimPrefix(t.name, t.authority)
-				}
-				if u.resolved {
-					e.since = time.Now() // it has just come
-				}
+			if isNew && fresh {
+				server.since = time.Now()
 			}
+			e := &endpoint{target: t, address: address, name: name, server: server}
+			e.transport = u.newTransport(e)
 			next = append(next, e)
 		}
 	}
-	u.endpoints, u.resolved = next, true
+	u.leaveAll(u.endpoints, next)
+	u.endpoints = next
+}
+
+// leaveAll has endpoints be u's no more, as often as they are there, and closes what only those have that are not among others. The caller
+// holds servers.mu.
+func (u *Upstream) leaveAll(endpoints, others []*endpoint) {
+	for _, e := range endpoints {
+		e.users--
+		u.servers.forget(e.server)
+		if !slices.Contains(others, e) {
+			e.transport.CloseIdleConnections() // those in use end idleTime after their request
+		}
+	}
 }
 
 // oneFamily returns the addresses of IPv4, or those of IPv6 where there are no others: those of both are usually one machine.

@@ -37,19 +37,19 @@ type location struct {
 
 const wantURL = "want ws://, wss://, http:// or https://, then host[:port][/path][?query], or unix:/path"
 
-// parseTargets compiles UPSTREAM_URL: one or more, with blanks between them.
-func parseTargets(raw string) (all []*target, mistakes []error) {
+// parseTargets compiles UPSTREAM_URL, or whatever setting it was written in: one or more, with blanks between them.
+func parseTargets(raw, setting string) (all []*target, mistakes []error) {
 	fields := strings.Fields(raw)
 	if len(fields) == 0 {
 		fields = []string{""}
 	}
 	for i, field := range fields {
-		t, err := parseTarget(field)
+		t, err := parseTarget(field, setting)
 		switch {
 		case err != nil:
 			mistakes = append(mistakes, err)
 		case slices.Contains(fields[:i], field):
-			mistakes = append(mistakes, fmt.Errorf("UPSTREAM_URL: %q is there twice; want each target once", redact(field)))
+			mistakes = append(mistakes, fmt.Errorf("%s: %q is there twice; want each target once", setting, redact(field)))
 		default:
 			t.name = t.authority
 			if t.network == "unix" {
@@ -65,9 +65,9 @@ func parseTargets(raw string) (all []*target, mistakes []error) {
 }
 
 // parseSocket compiles unix:/path.
-func parseSocket(raw, path string) (*target, error) {
+func parseSocket(raw, path, setting string) (*target, error) {
 	if !strings.HasPrefix(path, "/") || len(path) > maxSocketPath || strings.ContainsAny(path, "?#\x00") {
-		return nil, fmt.Errorf("UPSTREAM_URL: %q is no socket; want unix: and an absolute path of up to %d bytes", redact(raw), maxSocketPath)
+		return nil, fmt.Errorf("%s: %q is no socket; want unix: and an absolute path of up to %d bytes", setting, redact(raw), maxSocketPath)
 	}
 	return &target{location: location{address: path, authority: "localhost", basePath: "/"}, raw: raw, network: "unix"}, nil
 }
@@ -75,16 +75,16 @@ func parseSocket(raw, path string) (*target, error) {
 // maxSocketPath is what an address of a unix socket takes on every system.
 const maxSocketPath = 103
 
-// parseTarget compiles UPSTREAM_URL. Its error lists everything that is wrong with it.
-func parseTarget(raw string) (*target, error) {
+// parseTarget compiles one. Its error lists everything that is wrong with it.
+func parseTarget(raw, setting string) (*target, error) {
 	mistake := func(what string) error {
-		return fmt.Errorf("UPSTREAM_URL: %q %s; %s", redact(raw), what, wantURL)
+		return fmt.Errorf("%s: %q %s; %s", setting, redact(raw), what, wantURL)
 	}
 	if raw == "" {
 		return nil, mistake("is empty")
 	}
 	if path, isSocket := strings.CutPrefix(raw, "unix:"); isSocket {
-		return parseSocket(raw, path)
+		return parseSocket(raw, path, setting)
 	}
 	u, err := url.Parse(raw)
 	if err != nil { // its text quotes raw, with its password and its query

@@ -29,7 +29,7 @@ func TestParseTarget(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseTarget(tt.url)
+			got, err := parseTarget(tt.url, "UPSTREAM_URL")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestParseTargetMistakes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := parseTarget(tt.url)
+			_, err := parseTarget(tt.url, "UPSTREAM_URL")
 			if err == nil {
 				t.Fatal("got no error")
 			}
@@ -112,7 +112,7 @@ var joins = []struct{ name, base, path, query, want string }{
 func TestAppendURI(t *testing.T) {
 	for _, tt := range joins {
 		t.Run(tt.name, func(t *testing.T) {
-			target, err := parseTarget(tt.base)
+			target, err := parseTarget(tt.base, "UPSTREAM_URL")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +133,7 @@ func FuzzRequestLine(f *testing.F) {
 		f.Add("ws://h/app", path, path)
 	}
 	f.Fuzz(func(t *testing.T, base, path, query string) {
-		target, err := parseTarget(base)
+		target, err := parseTarget(base, "UPSTREAM_URL")
 		if err != nil {
 			return
 		}

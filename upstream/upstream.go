@@ -7,6 +7,7 @@
 //	          one write              request.go
 //	          read and verify        answer.go, negotiate.go within HandshakeTimeout, 64 KiB and five 1xx answers
 //	          a Conn or a refusal    refusal.go
+//	RoundTrip a plain request, in the same way to the same targets: http.go
 //
 // A Conn exists only after a 101 that is right in every part: HTTP/1.1, Upgrade, Connection, the one accept value for our
 // key, no body, a subprotocol and extensions that were offered. Proxies that tunnel after less have been used to reach
@@ -54,16 +55,18 @@ type Config struct {
 	// 80 or 443, and a base path and query that every request's own are joined to. User information and a fragment are
 	// mistakes. Empty is a mistake too.
 	URL string `env:"UPSTREAM_URL"`
+	// Setting names in mistakes what URL was written in. Empty: UPSTREAM_URL.
+	Setting string `env:"-"`
 
 	// Host is sent as the Host header field. Empty: the client's own, which backends compare with Origin.
 	Host string `env:"UPSTREAM_HOST"`
 
 	// DialTimeout bounds name resolution, connecting and the TLS handshake together. It must be above zero.
-	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s"`
+	DialTimeout time.Duration `env:"UPSTREAM_DIAL_TIMEOUT" envDefault:"5s" fixed:"true"`
 
 	// HandshakeTimeout bounds sending the request and reading the answer; a refusal's body has a second of it at most. It must
 	// be above zero.
-	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s"`
+	HandshakeTimeout time.Duration `env:"UPSTREAM_HANDSHAKE_TIMEOUT" envDefault:"10s" fixed:"true"`
 
 	// CAFile is a PEM file of the certificate authorities to trust for wss and https, instead of the system's. Empty: the
 	// system's. It is read once, by New.
@@ -77,6 +80,8 @@ type Config struct {
 
 	// Balance is how a target is chosen for a session.
 	Balance Balance `env:"UPSTREAM_BALANCE" envDefault:"least"`
+	// Drain is what becomes of the sessions of a target that a reload takes out. Zero: they stay.
+	Drain Drain `env:"UPSTREAM_DRAIN" envDefault:""`
 	// SlowStart is how long a target that has come up has less than its share. Zero: it has all of it at once.
 	SlowStart time.Duration `env:"UPSTREAM_SLOW_START" envDefault:"10s"`
 	// DNSRefresh is how often names are looked up. Zero: 30 s.
@@ -95,12 +100,18 @@ type Config struct {
 	// Source are the addresses of this machine to dial from, in turn. Empty: as the system chooses.
 	Source []string `env:"UPSTREAM_SOURCE"`
 
+	// Servers is shared by upstreams that may have the same servers, and by one and its successor. Nil: it shares with nobody.
+	Servers *Servers `env:"-"`
+	// Secure says that another upstream of the same settings has a target with TLS.
+	Secure bool `env:"-"`
 	// Resolver looks names up. Nil: the system's.
 	Resolver *net.Resolver `env:"-"`
 	// Exhausted reports whether an error is for want of something of this machine's, for which no target is to blame. Nil: none is.
 	Exhausted func(error) bool `env:"-"`
 	// Logger is told which targets are left alone. Nil: nobody is.
 	Logger *slog.Logger `env:"-"`
+	// Idle has nothing looked up and nothing checked in the background. It is for who wants to know the mistakes alone, or asks once.
+	Idle bool `env:"-"`
 	// KeepAlive has TCP ask a silent upstream whether it is still there, with Go's intervals. It is for connections that
 	// nothing else watches.
 	KeepAlive bool `env:"-"`
@@ -111,6 +122,7 @@ type Upstream struct {
 	targets          []*target
 	host             string // UPSTREAM_HOST; empty: the client's
 	balance          Balance
+	drain            Drain
 	slowStart        time.Duration
 	maxDials         int
 	checks           checks
@@ -125,9 +137,8 @@ type Upstream struct {
 	// dialTCP is net.Dialer.DialContext, except in tests that need a dial to fail in a certain way.
 	dialTCP func(ctx context.Context, network, address string) (net.Conn, error)
 
-	mu        sync.Mutex  // guards what follows
-	endpoints []*endpoint // of the targets, as they are known now
-	resolved  bool        // the names have been looked up
+	servers   *Servers
+	endpoints []*endpoint // of the targets, as they are known now; guarded by servers.mu
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -135,7 +146,7 @@ type Upstream struct {
 
 // New checks the whole configuration and reports all of its mistakes together, a line for each. An Upstream is to be closed.
 func New(c Config) (*Upstream, error) {
-	targets, errs := parseTargets(c.URL)
+	targets, errs := parseTargets(c.URL, cmp.Or(c.Setting, "UPSTREAM_URL"))
 	note := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	if c.Host != "" && !header.IsHost(c.Host) {
 		note("UPSTREAM_HOST: %q is no host name; want host or host:port, an international name in its xn-- form", c.Host)
@@ -172,12 +183,12 @@ func New(c Config) (*Upstream, error) {
 	if err != nil {
 		errs = append(errs, err)
 	}
-	shared, mistakes := clientTLS(&c, slices.ContainsFunc(targets, func(t *target) bool { return t.secure }), len(targets) > 0)
+	shared, mistakes := clientTLS(&c, c.Secure || slices.ContainsFunc(targets, func(t *target) bool { return t.secure }), len(targets) > 0)
 	if err := errors.Join(append(errs, mistakes...)...); err != nil {
 		return nil, err
 	}
 	u := &Upstream{
-		targets: targets, host: c.Host, balance: c.Balance, slowStart: c.SlowStart, maxDials: c.MaxDials,
+		targets: targets, host: c.Host, balance: c.Balance, drain: c.Drain, servers: cmp.Or(c.Servers, NewServers()), slowStart: c.SlowStart, maxDials: c.MaxDials,
 		checks:     checks{c.HealthPath, c.HealthInterval, c.HealthTimeout, c.HealthFailures, c.HealthPasses},
 		dnsRefresh: c.DNSRefresh, resolver: cmp.Or(c.Resolver, net.DefaultResolver), exhausted: c.Exhausted,
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), dialTimeout: c.DialTimeout, handshakeTimeout: c.HandshakeTimeout,
@@ -194,24 +205,43 @@ func New(c Config) (*Upstream, error) {
 			// There is one server name, so one entry is enough. Later handshakes resume, which spares both sides the signature.
 			t.tls.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 		}
-		u.endpoints = append(u.endpoints, u.newEndpoint(t, t.address, t.name))
 		names = names || t.isName
 	}
+	u.servers.mu.Lock()
+	u.setEndpoints(false)
+	u.servers.mu.Unlock()
 	var ctx context.Context
 	ctx, u.stop = context.WithCancel(context.Background())
-	if names {
+	if names && !c.Idle {
 		u.running.Go(func() { u.resolve(ctx) })
 	}
-	if c.HealthPath != "" {
+	if c.HealthPath != "" && !c.Idle {
 		u.running.Go(func() { u.check(ctx) })
 	}
 	return u, nil
 }
 
-// Close ends the lookups and health checks. Connections stay as they are.
+// Close ends the lookups and health checks, and the connections that wait for a plain request. Others stay as they are, and those that
+// are being opened go on.
 func (u *Upstream) Close() {
 	u.stop()
 	u.running.Wait()
+	u.servers.mu.Lock()
+	defer u.servers.mu.Unlock()
+	u.leaveAll(u.endpoints, nil)
+}
+
+// Drain is what becomes of the sessions of a target that is taken out.
+func (u *Upstream) Drain() Drain { return u.drain }
+
+// Lacks reports whether gone says yes to any of u's targets.
+func (u *Upstream) Lacks(gone func(written string) bool) bool {
+	return slices.ContainsFunc(u.targets, func(t *target) bool { return gone(t.raw) })
+}
+
+// Has reports whether a target, as Conn.Written has it, is one of u's.
+func (u *Upstream) Has(written string) bool {
+	return slices.ContainsFunc(u.targets, func(t *target) bool { return t.raw == written })
 }
 
 // Balance is how a target is chosen.
@@ -258,6 +288,8 @@ type Conn struct {
 	// Target is the name of the target, and TargetID what a sticky cookie names it by.
 	Target   string
 	TargetID uint64
+	// Written is the target as the settings have it; it may hold a secret.
+	Written string
 
 	// Place is to be released when the connection is closed.
 	Place *Place

@@ -6,6 +6,7 @@ export class Refused extends Error {
 /** Asks an endpoint of the gate's own: a ticket for a token, or another while for a session. */
 export async function ask(fetcher: typeof fetch, url: URL, name: string, token: string, header: Record<string, string> = {}): Promise<any> {
   const target = new URL(`/.portcullis/${name}`, url);
+  if (name === 'ticket') target.searchParams.set('path', url.pathname); // of the route that it opens
   target.protocol = url.protocol === 'wss:' || url.protocol === 'https:' ? 'https:' : 'http:';
   let response: Response;
   try {

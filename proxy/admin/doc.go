@@ -16,8 +16,15 @@
 // All are in one registry of their own, with the client library's go_* and process_* beside them. Durations are seconds.
 //
 //	portcullis_build_info{version,revision,go_version}          gauge      always 1
+//	portcullis_config_last_reload_successful                    gauge      1: the settings had no mistake when they were last read
+//	portcullis_config_last_reload_timestamp_seconds             gauge      when that was
+//	portcullis_config_last_reload_success_timestamp_seconds     gauge      when those that hold were read
 //	portcullis_upgrades_total{result,reason}                    counter    result="accepted",reason="" or result="refused" and why
+//	portcullis_route_upgrades_total{route,result}               counter    the same by route; "default" is the only one
+//	portcullis_http_requests_total{code,reason}                 counter    plain requests: code="2xx",reason="" or why the answer broke off; code="" and why refused
+//	portcullis_http_requests_live                               gauge      plain requests under way with the upstream
 //	portcullis_sessions_live                                    gauge      sessions relayed now
+//	portcullis_route_sessions{route}                            gauge      those of a route
 //	portcullis_sessions_ended_total{reason,code}                counter    why a session ended and its close code
 //	portcullis_session_duration_seconds                         histogram  1 5 15 60 300 900 3600 14400 43200 86400
 //	portcullis_messages_total{direction}                        counter    complete data messages
@@ -26,7 +33,7 @@
 //	portcullis_resumptions_total{result}                        counter    clients that came back to their session
 //	portcullis_resumptions_lost_total                           counter    sessions that are resumable no more, for want of memory
 //	portcullis_resume_kept_bytes                                gauge      what resumable sessions keep
-//	portcullis_upstream_sessions{target}                        gauge      sessions, and handshakes under way
+//	portcullis_upstream_sessions{target}                        gauge      sessions, and handshakes and plain requests under way
 //	portcullis_upstream_usable{target}                          gauge      1: it gets new sessions
 //	portcullis_fleet_instances                                  gauge      instances of the fleet, as last known
 //	portcullis_fleet_alone                                      gauge      1: this one holds its share of every limit

@@ -60,8 +60,14 @@ type Metrics struct {
 
 	accepted prometheus.Counter
 	refused  map[string]prometheus.Counter
+	byRoute  *prometheus.CounterVec
+
+	requests        *prometheus.CounterVec
+	refusedRequests map[string]prometheus.Counter
+	liveRequests    prometheus.Gauge
 
 	live       prometheus.Gauge
+	onRoute    *prometheus.GaugeVec
 	ended      *prometheus.CounterVec
 	endReasons map[string]string // a known reason to itself: what is absent is "other"
 	duration   prometheus.Histogram
@@ -81,6 +87,8 @@ type Metrics struct {
 	pushes      map[string]prometheus.Counter // by what became of them at first
 	pushDropped map[string]prometheus.Counter // by why those that were queued came to nothing
 
+	reloads reloads
+
 	authCalls map[string]prometheus.Observer
 	dials     map[string]prometheus.Observer
 }
@@ -92,6 +100,8 @@ type traffic struct{ messages, bytes prometheus.Counter }
 func NewMetrics(known Known) *Metrics {
 	var (
 		upgrades = newCounterVec("upgrades_total", "Upgrade requests answered, by result and reason.", "result", "reason")
+		byRoute  = newCounterVec("route_upgrades_total", "Upgrade requests to a route, by result.", "route", "result")
+		requests = newCounterVec("http_requests_total", "Plain requests, by the class of the upstream's answer, or by why there is none or not all of it.", "code", "reason")
 		messages = newCounterVec("messages_total", "Complete data messages of ended sessions.", "direction")
 		bytes    = newCounterVec("message_bytes_total", "Payload bytes of ended sessions, as on the wire.", "direction")
 		pushes   = newCounterVec("pushes_total", "Pushes, one for each session, by whether its queue took them.", "result")
@@ -104,15 +114,28 @@ func NewMetrics(known Known) *Metrics {
 	)
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		reloads:  newReloads(),
 
 		accepted: upgrades.WithLabelValues("accepted", ""),
 		refused: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
 			return upgrades.WithLabelValues("refused", reason)
 		}),
+		byRoute: byRoute,
+
+		requests: requests,
+		refusedRequests: resolve(known.RefusalReasons, func(reason string) prometheus.Counter {
+			return requests.WithLabelValues("", reason)
+		}),
+		liveRequests: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portcullis_http_requests_live", Help: "Plain requests under way with the upstream.",
+		}),
 
 		live: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portcullis_sessions_live", Help: "Sessions relayed now.",
 		}),
+		onRoute: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "portcullis_route_sessions", Help: "Sessions of a route.",
+		}, []string{"route"}),
 		ended:      newCounterVec("sessions_ended_total", "Sessions ended, by reason and close code.", "reason", "code"),
 		endReasons: resolve(slices.Collect(maps.Keys(known.EndReasons)), func(reason string) string { return reason }),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -148,6 +171,9 @@ func NewMetrics(known Known) *Metrics {
 		dials:     resolve(dialResults, func(result string) prometheus.Observer { return dial.WithLabelValues(result) }),
 	}
 	// At zero from the start, or rate and increase would miss the first of each.
+	for _, status := range []int{200, 300, 400, 500} {
+		requests.WithLabelValues(codeClass(status), "")
+	}
 	for reason, codes := range known.EndReasons {
 		for _, code := range codes {
 			m.ended.WithLabelValues(reason, codeLabel(code))
@@ -162,7 +188,8 @@ func NewMetrics(known Known) *Metrics {
 		return 0
 	})
 	m.registry.MustRegister(
-		upgrades, m.live, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
+		m.reloads.held, m.reloads.tried, m.reloads.succeeded,
+		upgrades, byRoute, requests, m.liveRequests, m.live, m.onRoute, m.ended, m.duration, messages, bytes, m.detached, resumed, m.resumptionLost, kept, m.instances, m.alone, onBus, m.busMissed, redis, pushes, dropped, auth, dial, buildInfo(known.Version),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -171,17 +198,41 @@ func NewMetrics(known Known) *Metrics {
 // Registry holds every series, for tests and for metrics of the embedding program.
 func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 
-// Upgraded counts an upgrade request answered with 101.
-func (m *Metrics) Upgraded() { m.accepted.Inc() }
+// Upgraded counts an upgrade request to a route answered with 101.
+func (m *Metrics) Upgraded(route string) {
+	m.accepted.Inc()
+	m.byRoute.WithLabelValues(routeLabel(route), "accepted").Inc()
+}
+
+// RouteRefused counts one to a route answered with anything else.
+func (m *Metrics) RouteRefused(route string) {
+	m.byRoute.WithLabelValues(routeLabel(route), "refused").Inc()
+}
+
+// routeLabel is the label of a route, of which the only one has no name.
+func routeLabel(route string) string { return cmp.Or(route, "default") }
+
+// WatchRoutes has those routes at zero.
+func (m *Metrics) WatchRoutes(names []string) {
+	for _, name := range names {
+		m.byRoute.WithLabelValues(routeLabel(name), "accepted")
+		m.byRoute.WithLabelValues(routeLabel(name), "refused")
+		m.onRoute.WithLabelValues(routeLabel(name))
+	}
+}
 
 // Refused counts an upgrade request answered with anything else.
 func (m *Metrics) Refused(reason string) { childOf(m.refused, reason).Inc() }
 
-// SessionStarted counts a session as live. Each call is followed by exactly one of SessionEnded.
-func (m *Metrics) SessionStarted() { m.live.Inc() }
+// SessionStarted counts a session of a route as live. Each call is followed by exactly one of SessionEnded.
+func (m *Metrics) SessionStarted(route string) {
+	m.live.Inc()
+	m.onRoute.WithLabelValues(routeLabel(route)).Inc()
+}
 
 // EndedSession is what a session leaves behind.
 type EndedSession struct {
+	Route  string
 	Reason string
 	Code   int // the close code that ended it; 0: none
 
@@ -194,6 +245,7 @@ type EndedSession struct {
 // SessionEnded takes a session out of the live ones and adds up what it did.
 func (m *Metrics) SessionEnded(s EndedSession) {
 	m.live.Dec()
+	m.onRoute.WithLabelValues(routeLabel(s.Route)).Dec()
 	m.ended.WithLabelValues(childOf(m.endReasons, s.Reason), codeLabel(s.Code)).Inc()
 	m.duration.Observe(s.Duration.Seconds())
 	m.fromClient.add(s.ClientMessages, s.ClientBytes)

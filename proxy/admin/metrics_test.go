@@ -41,8 +41,8 @@ func TestExposition(t *testing.T) {
 		{
 			name: "upgrades",
 			count: func(m *Metrics) {
-				m.Upgraded()
-				m.Upgraded()
+				m.Upgraded("")
+				m.Upgraded("")
 				m.Refused("origin")
 				m.Refused("accepted")
 				m.Refused("")
@@ -60,9 +60,9 @@ func TestExposition(t *testing.T) {
 		{
 			name: "live sessions",
 			count: func(m *Metrics) {
-				m.SessionStarted()
-				m.SessionStarted()
-				m.SessionStarted()
+				m.SessionStarted("")
+				m.SessionStarted("")
+				m.SessionStarted("")
 				m.SessionEnded(EndedSession{})
 			},
 			metric: "portcullis_sessions_live",
@@ -333,6 +333,7 @@ func TestPackageCommentListsEveryMetric(t *testing.T) {
 
 	m := NewMetrics(Known{EndReasons: map[string][]int{"drain": {1001}}})
 	m.WatchTargets(func() []Target { return []Target{{"a:1", 2, true}, {"b:1", 0, false}} })
+	m.WatchRoutes([]string{"", "CHAT"})
 	families, err := m.Registry().Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -354,13 +355,13 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 		name  string
 		count func()
 	}{
-		{"accepted", m.Upgraded},
+		{"accepted", func() { m.Upgraded("") }},
 		{"refused", func() { m.Refused("origin") }},
 		{"refused, unknown", func() { m.Refused("made up") }},
 		{"auth call", func() { m.AuthCall(AuthRefused, time.Millisecond) }},
 		{"upstream dial", func() { m.UpstreamDial(DialConnected, time.Millisecond) }},
 		{"session", func() {
-			m.SessionStarted()
+			m.SessionStarted("")
 			m.SessionEnded(EndedSession{Reason: "closed", Code: 1000, ClientBytes: 1, Duration: time.Second})
 		}},
 	}
@@ -380,8 +381,8 @@ func BenchmarkSession(b *testing.B) {
 	for b.Loop() {
 		m.AuthCall(AuthAccepted, time.Millisecond)
 		m.UpstreamDial(DialConnected, time.Millisecond)
-		m.Upgraded()
-		m.SessionStarted()
+		m.Upgraded("")
+		m.SessionStarted("")
 		m.SessionEnded(EndedSession{Reason: "closed", Code: 1000, ClientMessages: 2, ClientBytes: 128, Duration: time.Minute})
 	}
 }

@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // Target is one of the upstream's, as it is at the moment.
 type Target struct {
 	Name   string
-	Live   int  // sessions, and handshakes under way
+	Live   int  // sessions, and handshakes and plain requests under way
 	Usable bool // it gets new ones
 }
 
@@ -18,7 +18,7 @@ func (m *Metrics) WatchTargets(targets func() []Target) {
 type targetCollector func() []Target
 
 var (
-	targetSessions = prometheus.NewDesc("portcullis_upstream_sessions", "Sessions of a target, and handshakes under way.", []string{"target"}, nil)
+	targetSessions = prometheus.NewDesc("portcullis_upstream_sessions", "Sessions of a target, and handshakes and plain requests under way.", []string{"target"}, nil)
 	targetUsable   = prometheus.NewDesc("portcullis_upstream_usable", "1 while a target gets new sessions.", []string{"target"}, nil)
 )
 

@@ -27,17 +27,17 @@ const (
 // Config is what an API needs.
 type Config struct {
 	// Tickets answers POST /.portcullis/ticket: a ticket for the token in Authorization, which opens one session as ?ticket=.
-	Tickets bool `env:"TICKETS" envDefault:"false"`
+	Tickets bool `env:"TICKETS" envDefault:"false" fixed:"true"`
 	// TicketTTL is how long a ticket can be used. Zero is refused.
-	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s" needs:"TICKETS"`
+	TicketTTL time.Duration `env:"TICKET_TTL" envDefault:"30s" needs:"TICKETS" fixed:"true"`
 	// TicketBindIP has a ticket used by the address alone that it was issued to; an IPv6 /64 is one.
-	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS"`
+	TicketBindIP bool `env:"TICKET_BIND_IP" envDefault:"true" needs:"TICKETS" fixed:"true"`
 
 	// AdminToken opens /api on the operator's listener to whoever shows it. It has 16 characters or more. Empty: there is no /api.
 	AdminToken string `env:"ADMIN_TOKEN" secret:"true" needs:"ADMIN_ADDR"`
 	// PushMaxBytes is the largest message that is taken to be pushed. It must be positive, and with resumption it must fit the
 	// buffer of a session, which is then what the environment has for a default.
-	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN"`
+	PushMaxBytes int64 `env:"PUSH_MAX_BYTES" envDefault:"1MiB" size:"true" needs:"ADMIN_TOKEN" fixed:"true"`
 
 	// MaxTickets and MaxTicketsEach bound the tickets that are not used yet: all, and those of one address or one subject. Zero: 16,384
 	// and 256. With each a token is kept: 128 MiB if all are as long as they may be, some 20 MiB if they are as usual.
@@ -90,13 +90,13 @@ func New(c Config, g *gate.Gate, sessions *Instances) *API {
 }
 
 // Handler returns what answers a path; nil where that is for the gate.
-func (a *API) Handler(path string) func(*gate.Request) {
-	switch {
+func (a *API) Handler(r *gate.Request) func(*gate.Request) {
+	switch path := r.Path; {
 	case path == sessionPath && a.sessions != nil:
 		return a.post(a.renew)
 	case path == ticketPath && a.gate.Tickets != nil:
 		return a.post(a.issueTicket)
-	case path == tokenPath && a.token != nil && !a.gate.Serves(tokenPath):
+	case path == tokenPath && a.token != nil && !a.gate.Serves(r):
 		return a.serveToken
 	}
 	return nil

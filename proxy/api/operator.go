@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -25,12 +26,11 @@ import (
 // Operator answers /api on the operator's listener: sessions are listed (sessions.go), ended, sent to (messages.go) and watched
 // (events.go). It is safe for concurrent use.
 type Operator struct {
-	token     [sha256.Size]byte // of ADMIN_TOKEN: hashes have one length, and comparing them tells nothing
+	secrets   atomic.Pointer[secrets]
 	sessions  *session.Manager
 	instances *Instances
 	pushMax   int64
 	openAPI   []byte
-	cursorKey []byte
 	failures  *ratelimit.Limits // of addresses that show wrong tokens
 	replies   *replies
 	log       *slog.Logger
@@ -70,18 +70,29 @@ func NewOperator(c Config, sessions *session.Manager, all *Instances) *Operator 
 	if err != nil {
 		panic(err) // constants
 	}
-	return &Operator{
-		token:     sha256.Sum256([]byte(c.AdminToken)),
+	o := &Operator{
 		sessions:  sessions,
 		instances: all,
 		pushMax:   c.PushMaxBytes,
 		openAPI:   c.OpenAPI,
-		cursorKey: []byte("cursor " + c.AdminToken), // which all instances have
 		failures:  failures,
 		replies:   newReplies(all.fleet),
 		log:       c.Logger,
 		denials:   rate.Sometimes{First: 10, Interval: time.Second},
 	}
+	o.SetToken(c.AdminToken)
+	return o
+}
+
+// secrets are what ADMIN_TOKEN comes to.
+type secrets struct {
+	token     [sha256.Size]byte // hashes have one length, and comparing them tells nothing
+	cursorKey []byte            // which all instances have
+}
+
+// SetToken has another ADMIN_TOKEN open the API from now on. Cursors of lists that were given out before are good no more.
+func (o *Operator) SetToken(token string) {
+	o.secrets.Store(&secrets{sha256.Sum256([]byte(token)), []byte("cursor " + token)})
 }
 
 // call is one request to the API.
@@ -200,7 +211,7 @@ func (o *Operator) authorize(r *http.Request, address netip.Addr) *reply {
 	defer attempt.Release()
 	token, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	shown := sha256.Sum256([]byte(token))
-	if subtle.ConstantTimeCompare(shown[:], o.token[:]) == 1 && isBearer && len(r.Header["Authorization"]) == 1 {
+	if subtle.ConstantTimeCompare(shown[:], o.secrets.Load().token[:]) == 1 && isBearer && len(r.Header["Authorization"]) == 1 {
 		return nil
 	}
 	challenge := "Bearer"

@@ -82,7 +82,7 @@ func (o *Operator) readCursor(text string, f *session.Filter) (p place, ok bool)
 const signature = 16 // bytes of a cursor
 
 func (o *Operator) sign(place []byte, f *session.Filter) []byte {
-	mac := hmac.New(sha256.New, o.cursorKey)
+	mac := hmac.New(sha256.New, o.secrets.Load().cursorKey)
 	for _, part := range []string{f.Subject, f.Group, f.Path, f.Address} {
 		mac.Write([]byte(part))
 		mac.Write([]byte{0}) // which no part has

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"time"
 
 	"portcullis/proxy/auth"
@@ -87,10 +88,15 @@ type issued struct {
 	Expires session.Timestamp `json:"expires"`
 }
 
-// issueTicket is POST /.portcullis/ticket: a ticket for the token in Authorization.
+// issueTicket is POST /.portcullis/ticket?path=: a ticket for the token in Authorization, which opens one session of that path's route.
 func (a *API) issueTicket(r *gate.Request) *refusal.Refusal {
+	route, no := a.ticketRoute(r)
+	if no != nil {
+		return no
+	}
 	var answer issued
-	no := a.gate.Bearer(r, func(g auth.Grant) *refusal.Refusal {
+	no = a.gate.Bearer(r, func(g auth.Grant) *refusal.Refusal {
+		g.Route = route.Name
 		text, until, err := a.gate.Tickets.Issue(r.HTTP.Context(), r.Key, g)
 		switch {
 		case errors.Is(err, ticket.ErrOwner):
@@ -107,4 +113,29 @@ func (a *API) issueTicket(r *gate.Request) *refusal.Refusal {
 		writeJSON(r, answer)
 	}
 	return no
+}
+
+// pathParam is the query parameter that says which path a ticket is for.
+const pathParam = "path"
+
+// ticketRoute finds the route that a ticket is asked for, by a path of it. Where there is only one route nobody has to say.
+func (a *API) ticketRoute(r *gate.Request) (*gate.Route, *refusal.Refusal) {
+	query, err := url.ParseQuery(r.Query)
+	paths := query[pathParam]
+	switch {
+	case err != nil || len(paths) > 1:
+		return nil, &refusal.Refusal{Reason: refusal.TicketPath, Detail: "the query is malformed"}
+	case len(paths) == 0 && a.gate.Routes() > 1:
+		return nil, &refusal.Refusal{Reason: refusal.TicketPath, Detail: "there are several routes; want ?path= with the path that the ticket is to open"}
+	case len(paths) == 0:
+		return a.gate.Only(), nil
+	}
+	route := a.gate.Find(r, paths[0])
+	switch {
+	case route == nil:
+		return nil, &refusal.Refusal{Reason: refusal.Path}
+	case route.Open:
+		return nil, &refusal.Refusal{Reason: refusal.TicketPath, Detail: "that path needs no credential"}
+	}
+	return route, nil
 }

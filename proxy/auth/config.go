@@ -15,14 +15,14 @@ import (
 // tag lists them, is refused unless it is at its default.
 type Config struct {
 	// Mode names the verifier: endpoint, jwt, introspect, forward or none.
-	Mode string `env:"AUTH_MODE" envDefault:"endpoint"`
+	Mode string `env:"AUTH_MODE" envDefault:"endpoint" fixed:"true"`
 	// Secret is the key by which clients that nobody names have their subjects. Empty: one of this process.
 	Secret string `env:"-"`
 	// URL is whom to ask, http or https. Its query parameters are kept.
 	URL string `env:"AUTH_URL" modes:"endpoint,introspect,forward"`
 	// Timeout bounds one call of the verifier, from dialling to the last byte
 	// of its answer. Zero is refused: a call without an end holds a client.
-	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s" modes:"endpoint,jwt,introspect,forward"`
+	Timeout time.Duration `env:"AUTH_TIMEOUT" envDefault:"3s" modes:"endpoint,jwt,introspect,forward" fixed:"true"`
 
 	// Accept says which answers of an endpoint accept: one (200 with the body
 	// 1) or 2xx (any such status). Empty is one.
@@ -70,11 +70,11 @@ type Config struct {
 	CacheTTL time.Duration `env:"AUTH_CACHE_TTL" envDefault:"0s" modes:"endpoint,introspect"`
 	// StaleTTL is how long after that an answer that accepted still admits
 	// while the verifier is unavailable. Zero: not at all.
-	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward"`
+	StaleTTL time.Duration `env:"AUTH_STALE_TTL" envDefault:"0s" modes:"endpoint,introspect,forward" fixed:"true"`
 	// Recheck is the longest time between two checks of an open session, which
 	// its holder makes with [Auth.VerifyAgain]. Zero: it is checked only when its
 	// answer is about to expire.
-	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX"`
+	Recheck time.Duration `env:"AUTH_RECHECK" envDefault:"0s" modes:"endpoint,introspect,forward" below:"SESSION_MAX" fixed:"true"`
 	// MaxInflight bounds the calls in flight; further ones wait for up to
 	// Timeout. Zero: the default.
 	MaxInflight int `env:"AUTH_MAX_INFLIGHT" envDefault:"256" modes:"endpoint,introspect,forward"`
@@ -106,6 +106,9 @@ type Config struct {
 	// a JWT, and with which error of [Auth.Verify] it ended. An answer from the
 	// cache or from a shared call does not count. Nil: nobody is told.
 	Observe func(took time.Duration, err error) `env:"-"`
+
+	// Idle has no keys fetched in the background: nobody is let in by them. It is for who wants to know the mistakes alone.
+	Idle bool `env:"-"`
 
 	// Logger is told when the keys cannot be fetched and when the verifier is
 	// given up for a while, and when either is over. Nil: nobody is told.
@@ -199,4 +202,13 @@ func (c *Config) checkRanges() error {
 		mistakes = append(mistakes, mistake("AUTH_MAX_INFLIGHT", fmt.Sprint(c.MaxInflight), "is negative; want 1 or more"))
 	}
 	return errors.Join(mistakes...)
+}
+
+// Same reports whether other means the same as c, as the environment gave them, so that an Auth of the one serves for the other. Where
+// files are named that may have changed since, it does not.
+func (c *Config) Same(other *Config) bool {
+	files := c.CAFile + c.CertFile + c.KeyFile + c.JWTKeyFile
+	a, b := *c, *other
+	a.Exhausted, a.Observe, b.Exhausted, b.Observe = nil, nil, nil, nil
+	return files == "" && reflect.DeepEqual(a, b)
 }

@@ -61,7 +61,7 @@ type remoteKeys struct {
 	done chan struct{} // closed when the first fetch is over
 }
 
-// newRemoteKeys starts to fetch. c is checked.
+// newRemoteKeys starts to fetch, unless c is idle. c is checked.
 func newRemoteKeys(c *Config, transport http.RoundTripper) *remoteKeys {
 	source := fmt.Sprintf("AUTH_ISSUER: %q", maskURL(c.Issuer))
 	if c.JWKSURL != "" {
@@ -83,6 +83,10 @@ func newRemoteKeys(c *Config, transport http.RoundTripper) *remoteKeys {
 		done:         make(chan struct{}),
 	}
 	k.ctx, k.stop = context.WithCancel(context.Background())
+	if c.Idle {
+		close(k.done)
+		return k
+	}
 	go k.fetchFirst()
 	return k
 }

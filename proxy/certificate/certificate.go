@@ -11,10 +11,8 @@
 package certificate
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -141,30 +139,10 @@ func (r *Reloader) Watch(ctx context.Context) {
 	}
 }
 
-// validity says what is wrong with the times of the certificates in use: the leaf, and those above it. It leaves out roots, which
-// sign themselves, because clients have their own copies.
+// validity says what is wrong with the times of the certificates in use: the leaf, and those above it.
 func (r *Reloader) validity(now time.Time) error {
-	for i, der := range r.pair.Load().Certificate {
-		c, err := x509.ParseCertificate(der)
-		if err != nil || i > 0 && bytes.Equal(c.RawSubject, c.RawIssuer) {
-			continue
-		}
-		var wrong string
-		switch left := c.NotAfter.Sub(now); {
-		case left < 0:
-			wrong = "expired at " + c.NotAfter.Format(time.RFC3339)
-		case now.Before(c.NotBefore):
-			wrong = "is not valid before " + c.NotBefore.Format(time.RFC3339)
-		case left < expiryWarning:
-			wrong = "expires soon, at " + c.NotAfter.Format(time.RFC3339)
-		default:
-			continue
-		}
-		whose := ""
-		if i > 0 {
-			whose = fmt.Sprintf(" of its issuer %q", c.Subject)
-		}
-		return fmt.Errorf("TLS_CERT_FILE: %q holds a certificate%s that %s; want it renewed", r.certFile, whose, wrong)
+	if wrong, _ := checkTimes(r.pair.Load().Certificate, now); wrong != "" {
+		return fmt.Errorf("%sTLS_CERT_FILE: %q holds a certificate %s; want it renewed", r.prefix, r.certFile, wrong)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
 // Package config is the whole environment of the program: the Config of each room, read by package settings, and what only all of
-// them together can get wrong. It stands above package proxy, and only main is above it.
+// them together can get wrong. It stands above package proxy, and only main and package check are above it.
 package config
 
 import (
@@ -8,28 +8,35 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
 	"portcullis/proxy"
 	"portcullis/proxy/admin"
 	"portcullis/proxy/certificate"
+	"portcullis/proxy/gate"
 	"portcullis/proxy/settings"
 	"portcullis/upstream/echo"
 )
 
 // Config is the whole environment: the Config structs of the packages, and what only the program needs.
 type Config struct {
+	// EnvFile is the path of a file with further variables, which [Environ] reads. Empty: there is none.
+	EnvFile string `env:"ENV_FILE"`
 	// ListenAddr is the front listener's host:port; without a host it listens on every address.
-	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000"`
+	ListenAddr string `env:"LISTEN_ADDR" envDefault:":3000" fixed:"true"`
 	// LogLevel is the least level written to standard error.
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
 	// LogFormat is json or text, one record a line.
-	LogFormat string `env:"LOG_FORMAT" envDefault:"json"`
+	LogFormat string `env:"LOG_FORMAT" envDefault:"json" fixed:"true"`
 
 	Proxy proxy.Config
-	Admin admin.Config
-	Demo  echo.Config
+	Admin admin.Config `fixed:"true"`
+	Demo  echo.Config  `fixed:"true"`
+
+	list settings.List
 }
 
 // Reserved are the names of settings that later versions will have. An operator who sets one would believe in a guard that is
@@ -41,15 +48,35 @@ var Reserved = []string{"PROXY_PROTOCOL"}
 var Families = []string{"AUTH_", "BUS_", "DRAIN_", "LIMIT_", "MESSAGE_", "ORIGIN", "PING_", "PONG_", "RATE_", "REDIS_", "RELAY_", "RESUME_", "TICKET", "TLS_",
 	"TRUSTED_", "UPSTREAM_"}
 
-// Read reads the environment. The error joins every mistake in it, one a line.
-func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
-	var c Config
-	list, err := settings.Read(&c, environ)
-	if environ["PUSH_MAX_BYTES"] == "" && c.Proxy.Relay.Resume > 0 {
-		c.Proxy.API.PushMaxBytes = c.Proxy.Relay.ResumeBuffer
+// Read reads what [Environ] returned. The error joins every mistake in it, one a line.
+func Read(environ map[string]string) (*Config, []settings.Misspelling, error) {
+	c, misspelt, _, err := Reread(environ, nil)
+	return c, misspelt, err
+}
+
+// Reread is Read for a program that runs by the settings of before: what cannot change while it runs is as it was, and kept has the names
+// of those settings that would have changed.
+func Reread(environ map[string]string, before *Config) (c *Config, misspelt []settings.Misspelling, kept []string, err error) {
+	c = new(Config)
+	c.list, err = settings.Read(c, environ)
+	resumption := &c.Proxy.Relay
+	if before != nil {
+		resumption = &before.Proxy.Relay // which stays
 	}
-	misspelt := list.Misspelt(environ, Families)
-	mistakes := []error{err, c.check(), c.withoutEffect(list)}
+	if environ["PUSH_MAX_BYTES"] == "" && resumption.Resume > 0 {
+		c.Proxy.API.PushMaxBytes = resumption.ResumeBuffer
+	}
+	if before != nil {
+		kept = c.list.Keep(before.list)
+		if token := before.Proxy.API.AdminToken; (c.Proxy.API.AdminToken == "") != (token == "") {
+			c.Proxy.API.AdminToken = token // that there is /api is settled at the start
+			kept = append(kept, "ADMIN_TOKEN")
+		}
+	}
+	routes, routeMistakes := readRoutes(environ, &c.Proxy)
+	c.Proxy.Routes = routes
+	misspelt = c.list.Misspelt(environ, Families)
+	mistakes := append([]error{err, c.check(), c.withoutEffect(c.list)}, routeMistakes...)
 	for _, m := range misspelt {
 		if m.Guard {
 			mistakes = append(mistakes, m)
@@ -60,7 +87,27 @@ func Read(environ map[string]string) (Config, []settings.Misspelling, error) {
 			mistakes = append(mistakes, fmt.Errorf("%s: %q is for a later version, this one does not have it; want it unset", name, value))
 		}
 	}
-	return c, misspelt, errors.Join(mistakes...)
+	return c, misspelt, kept, errors.Join(mistakes...)
+}
+
+// Changed are the names of the settings, routes included, that c has otherwise than before.
+func (c *Config) Changed(before *Config) []string {
+	names := c.list.Changed(before.list)
+	for _, of := range [][2]*Config{{c, before}, {before, c}} {
+		for _, r := range of[0].Proxy.Routes {
+			same := slices.ContainsFunc(of[1].Proxy.Routes, func(other proxy.Route) bool { return reflect.DeepEqual(r, other) })
+			if !same && !slices.Contains(names, r.Setting) {
+				names = append(names, r.Setting)
+			}
+		}
+	}
+	return names
+}
+
+// List is every setting, with what it came to by what [Environ] returned. A mistaken one has its default.
+func List(environ map[string]string) settings.List {
+	list, _ := settings.Read(new(Config), environ)
+	return list
 }
 
 // check finds the mistakes in what only the program needs.
@@ -103,7 +150,18 @@ func (c *Config) withoutEffect(list settings.List) error {
 			forbid(name, "has no effect with AUTH_MODE=none, which refuses nobody; want it unset, or another mode")
 		}
 	}
-	if c.Proxy.Upstream.URL != "" || !c.LacksTokenEndpoint() {
+	if len(c.Proxy.Routes) > 0 {
+		for _, name := range []string{"UPSTREAM_URL", "PATHS"} {
+			forbid(name, "stands beside "+c.Proxy.Routes[0].Setting+", which says by itself what goes where; want one of the two")
+		}
+	}
+	passesPlain := func(r proxy.Route) bool { return r.HTTP != gate.HTTPOff }
+	if c.Proxy.Gate.HTTP == gate.HTTPOff && !slices.ContainsFunc(c.Proxy.Routes, passesPlain) {
+		for _, name := range []string{"RATE_REQUESTS_PER_IP", "RATE_REQUESTS_PER_IP_BURST"} {
+			forbid(name, "has no effect without HTTP_MODE; want it unset, or HTTP_MODE set")
+		}
+	}
+	if c.NamesBackend() || !c.LacksTokenEndpoint() {
 		forbid("DEMO_TOKEN", "is for the bundled token endpoint alone, which is not in use; want it unset, or AUTH_MODE=endpoint without UPSTREAM_URL and AUTH_URL")
 	}
 	if most := c.Proxy.DrainTimeout; most > 0 && c.Proxy.Relay.CloseTimeout > most {
@@ -114,6 +172,9 @@ func (c *Config) withoutEffect(list settings.List) error {
 	}
 	return errors.Join(mistakes...)
 }
+
+// NamesBackend reports whether the settings say where upgrades go, so that the bundled backend is not needed.
+func (c *Config) NamesBackend() bool { return c.Proxy.Upstream.URL != "" || len(c.Proxy.Routes) > 0 }
 
 // LacksTokenEndpoint reports whether a token endpoint is to verify and nobody has named one.
 func (c *Config) LacksTokenEndpoint() bool {

@@ -55,6 +55,8 @@ type Config struct {
 	// HistoryPushes and HistoryAge bound the pushes that Redis keeps for clients that come back. Zero: none is kept.
 	HistoryPushes int           `env:"-"`
 	HistoryAge    time.Duration `env:"-"`
+	// Idle has New join nothing and return nil where there is no mistake. It is for who wants to know the mistakes alone.
+	Idle bool `env:"-"`
 	// Failed is told once, with the reason, where this instance cannot be one of the fleet and is to end. Nil: nobody is.
 	Failed func(error) `env:"-"`
 	// Logger gets a line when Redis goes away, and when it is back. It must not be nil, as Metrics.
@@ -76,7 +78,7 @@ const (
 type Fleet struct {
 	name     string
 	instance string
-	limits   ratelimit.Config
+	limits   atomic.Pointer[ratelimit.Config]
 	timeout  time.Duration // of an upgrade's calls together
 	redis    redis.UniversalClient
 	circuit  *gobreaker.CircuitBreaker[any]
@@ -142,11 +144,19 @@ func New(c Config) (*Fleet, error) {
 	if err := errors.Join(mistakes...); err != nil {
 		return nil, err
 	}
+	if c.Idle {
+		client.Close()
+		if engine != nil {
+			engine.close()
+		}
+		return nil, nil
+	}
 	f := &Fleet{
-		name: c.Name, instance: c.Instance, limits: c.Limits, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
+		name: c.Name, instance: c.Instance, redis: client, log: c.Logger, metrics: c.Metrics, failed: c.Failed,
 		timeout: c.Timeout, maxMessage: cmp.Or(c.MaxMessage, defaultMaxMessage),
 		history: historySize{c.HistoryPushes, c.HistoryAge, historyBytes}, engine: engine,
 	}
+	f.limits.Store(&c.Limits)
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.counts.held, f.counts.changes, f.counts.more = make(map[string]int64), make(map[string]int64), make(chan struct{}, 1)
 	f.members.init()
@@ -356,7 +366,7 @@ func (f *Fleet) circuitChanged(_ string, _, to gobreaker.State) {
 func (f *Fleet) countAlone() {
 	f.counts.stale.Store(true)
 	if f.share.Load() == nil {
-		f.share.CompareAndSwap(nil, newShare(f.limits, int(f.members.size.Load())))
+		f.share.CompareAndSwap(nil, newShare(*f.limits.Load(), int(f.members.size.Load())))
 		f.metrics.FleetAlone(true)
 	}
 }

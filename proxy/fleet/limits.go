@@ -51,7 +51,7 @@ func (f *Fleet) Waiting() bool { return f.members.taken.Load() && !f.members.fir
 // authenticated.
 func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	a := address.String()
-	l := &f.limits
+	l := f.limits.Load()
 	everyAddress, burstAddress := gcra(l.UpgradesPerIP, l.UpgradesPerIPBurst)
 	everyFailure, burstFailure := gcra(l.AuthFailuresPerIP, l.AuthFailuresPerIPBurst)
 	everyAll, burstAll := gcra(l.Upgrades, l.UpgradesBurst)
@@ -67,6 +67,26 @@ func (f *Fleet) Admit(ctx context.Context, address netip.Prefix) Verdict {
 	return verdictOf(answer)
 }
 
+// FailuresLeft looks at the failures of an address, and counts nothing.
+func (f *Fleet) FailuresLeft(ctx context.Context, address netip.Prefix) Verdict {
+	limits := f.limits.Load()
+	every, burst := gcra(limits.AuthFailuresPerIP, limits.AuthFailuresPerIPBurst)
+	if every == 0 {
+		return Verdict{}
+	}
+	a := address.String()
+	answer, err := f.ask(ctx, admit,
+		[]string{f.key("live"), f.key("rate:a", a), f.key("fail", a), f.key("rate:all"), f.key("cap:a", a), f.key("cap:all")},
+		stale, 0, 0, every, burst, 0, 0, 0, 0)
+	if err != nil {
+		if wait, ok := f.ownShare().limits.FailuresLeft(address, time.Now()); !ok {
+			return Verdict{Failures, wait}
+		}
+		return Verdict{}
+	}
+	return verdictOf(answer)
+}
+
 // Entry is a client who is to have a place.
 type Entry struct {
 	Address netip.Prefix
@@ -77,7 +97,7 @@ type Entry struct {
 
 // Enter takes a place for a session of an authenticated client.
 func (f *Fleet) Enter(ctx context.Context, e Entry) (p *Place, v Verdict) {
-	l, address, subject := new(f.limits), e.Address, e.Subject
+	l, address, subject := new(*f.limits.Load()), e.Address, e.Subject
 	if !e.Admit {
 		l.UpgradesPerIP.N, l.AuthFailuresPerIP.N, l.Upgrades.N = 0, 0, 0
 	}
@@ -165,7 +185,8 @@ func isLost(answer any) bool {
 
 // Failed counts a refused credential of an address.
 func (f *Fleet) Failed(ctx context.Context, address netip.Prefix) {
-	every, burst := gcra(f.limits.AuthFailuresPerIP, f.limits.AuthFailuresPerIPBurst)
+	limits := f.limits.Load()
+	every, burst := gcra(limits.AuthFailuresPerIP, limits.AuthFailuresPerIPBurst)
 	if every == 0 {
 		return
 	}
@@ -255,9 +276,18 @@ func (f *Fleet) ownShare() *share {
 	if s := f.spare.Load(); s != nil && s.of == n {
 		return s
 	}
-	s := newShare(f.limits, n)
+	s := newShare(*f.limits.Load(), n)
 	f.spare.Store(s)
 	return s
+}
+
+// SetLimits has the fleet hold to other limits from here on, as far as this instance goes.
+func (f *Fleet) SetLimits(c ratelimit.Config) {
+	f.limits.Store(&c)
+	f.spare.Store(nil)
+	if s := f.share.Load(); s != nil {
+		f.share.CompareAndSwap(s, newShare(c, s.of))
+	}
 }
 
 // charge counts a refused credential of an address.

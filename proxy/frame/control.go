@@ -66,6 +66,7 @@ const (
 	CodePolicy       = 1008
 	CodeTooBig       = 1009
 	CodeInternal     = 1011
+	CodeRestart      = 1012
 	CodeTryAgain     = 1013
 	CodeTLS          = 1015 // stands for a failed TLS handshake; never on the wire
 	CodeUnauthorized = 3000

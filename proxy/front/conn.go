@@ -70,13 +70,15 @@ func markHandled(r *http.Request) bool {
 	return c.pending.remove(c, false)
 }
 
-// connState reports the requests that net/http refused.
+// connState reports the requests that net/http refused, and has connections that are kept count as pending.
 func (s *Server) connState(c net.Conn, state http.ConnState) {
 	tracked := trackedConnOf(c)
 	switch {
 	case tracked == nil:
 	case state == http.StateActive:
 		tracked.awaitingHandler = true
+	case state == http.StateIdle:
+		tracked.pending.put(tracked)
 	case state == http.StateClosed && tracked.awaitingHandler && tracked.answered && !s.closing.Load():
 		peer, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 		s.malformed(peer.Addr().Unmap())

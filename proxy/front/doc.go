@@ -6,6 +6,7 @@
 //	pending.go    connections without a request: limited in number by a quarter of the descriptors, in time by the header's
 //	presence.go   whether the client of a request that waits is still there
 //	exchange.go   one request and its answer
+//	stream.go     an answer of any length, and what becomes of its connection
 //
-// A connection carries one request.
+// A connection carries one request, unless its handler keeps it.
 package front

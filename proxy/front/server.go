@@ -23,8 +23,6 @@ const (
 	headerTimeout = 10 * time.Second
 	// answerTimeout is for a client to take an answer, beyond the time that the request takes.
 	answerTimeout = 10 * time.Second
-	// idleTimeout is unused in practice: every answer closes the connection.
-	idleTimeout = time.Second
 	// maxHeaderBytes leaves room for the longest token beside a browser's cookies.
 	maxHeaderBytes = 64 << 10
 )
@@ -77,7 +75,7 @@ func New(c Config) (*Server, error) {
 		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout,
 		// ReadTimeout, when it passes, ends the request's context as a client that went away does: it must not pass before the
-		// request is through. It is there for requests with a body.
+		// request is through. It is there for requests with a body; Exchange.Stream has deadlines of its own.
 		ReadTimeout:                  headerTimeout + c.RequestTimeout + answerTimeout,
 		WriteTimeout:                 c.RequestTimeout + answerTimeout,
 		IdleTimeout:                  idleTimeout,

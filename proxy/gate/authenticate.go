@@ -14,13 +14,14 @@ import (
 
 // authenticate finds the credential and has it verified. Every refused credential is charged to the address, malformed ones too.
 func (g *Gate) authenticate(u *upgrade) *refusal.Refusal {
-	if !u.route.auth.Required() {
+	if !u.route.needsCredential() {
+		u.grant.Pseudonym = true // whose session it is nobody can show later
 		return nil
 	}
 	credential, err := u.route.auth.Find(u.withResumption())
 	ticket, err := g.findTicket(u, err)
 	missing := errors.Is(err, auth.ErrMissing)
-	if missing && u.route.first == nil {
+	if missing && (u.route.first == nil || u.plain) {
 		return cmp.Or(g.admitUnasked(u), &refusal.Refusal{Reason: refusal.TokenMissing, Header: refusal.Challenge("")})
 	}
 	attempt, no := g.attempt(u.Request)
@@ -74,7 +75,7 @@ func (g *Gate) Bearer(r *Request, use func(auth.Grant) *refusal.Refusal) *refusa
 	defer attempt.Release()
 	grant := auth.Grant{Credential: credential}
 	if err == nil {
-		grant.Decision, err = g.route.auth.Verify(g.Base, credential)
+		grant.Decision, err = g.Auth.Verify(g.Base, credential)
 	}
 	if err != nil {
 		return g.charge(r, attempt, g.tokenRefusal(r, err))

@@ -37,12 +37,12 @@ func (u *upgrade) stuckTo() uint64 {
 	return id
 }
 
-// stick is the cookie that has a client come back to its target; "" where it has one that does.
-func (u *upgrade) stick() string {
-	if !u.route.balance.Sticky() || u.stuckTo() == u.upstream.TargetID {
+// stick is the cookie that has a client come back to a target; "" where it has one that does.
+func (u *upgrade) stick(target uint64) string {
+	if !u.route.balance.Sticky() || u.stuckTo() == target {
 		return ""
 	}
-	cookie := stickyCookie + "=" + strconv.FormatUint(u.upstream.TargetID, 16) + "; Path=/; HttpOnly; SameSite=Lax"
+	cookie := stickyCookie + "=" + strconv.FormatUint(target, 16) + "; Path=/; HttpOnly; SameSite=Lax"
 	if u.Forwarded.Scheme == "https" {
 		cookie += "; Secure"
 	}

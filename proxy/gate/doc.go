@@ -1,6 +1,6 @@
 // Package gate takes one request from its path to its 101, or to the refusal on the way.
 //
-// The steps are one list, in [Gate.Serve], cheap before costly. A step takes the request's value and returns a refusal or nil; it
+// The steps are one list, in [Gate.Serve], and of plain requests another, in serveHTTP, cheap before costly. A step takes the request's value and returns a refusal or nil; it
 // does not know who reads the request or writes the answer. One place answers: refuse.go.
 //
 //	request.go        the request as every step sees it; who the client is
@@ -12,6 +12,7 @@
 //	firstmessage.go   the token as the first message
 //	ticket.go         or a ticket in its place
 //	connect.go        dial and handshake upstream, with the request made by forward.go
+//	http.go           the steps of a plain request, which asks for no upgrade; pass.go sends it upstream and its answer back
 //	switch.go         the 101; both connections become a session's
 //	refuse.go         every refusal: released, reported, answered by HTTP or by a Close frame (closeframe.go)
 //

@@ -63,7 +63,7 @@ func (u *upgrade) passes(name string, values []string) bool {
 	proper := header.Fold(name) == name
 	switch kind {
 	case header.Handshake: // the offers go on
-		return proper && name != "Sec-Websocket-Key" && name != "Sec-Websocket-Version" && name != "Sec-Websocket-Accept"
+		return proper && !u.plain && name != "Sec-Websocket-Key" && name != "Sec-Websocket-Version" && name != "Sec-Websocket-Accept"
 	case header.Forwarded:
 		return proper && u.From.Proxied
 	case header.Address:
@@ -207,7 +207,7 @@ func (g *Gate) switchingTo(u *upgrade, protocol string) []byte {
 	if u.upstream == nil {
 		return append(b, "\r\n"...)
 	}
-	if cookie := u.stick(); cookie != "" {
+	if cookie := u.stick(u.upstream.TargetID); cookie != "" {
 		field("Set-Cookie", cookie)
 	}
 	if u.upstream.Extensions != "" {

@@ -64,7 +64,7 @@ func TestForwardedHeaders(t *testing.T) {
 			if tt.tls {
 				r.TLS = new(tls.ConnectionState)
 			}
-			got := g.upstreamRequest(&upgrade{Request: g.NewRequest(nil, r), route: g.route}).Header
+			got := g.upstreamRequest(&upgrade{Request: g.NewRequest(nil, r), route: g.routes[0]}).Header
 			for name, want := range tt.want {
 				values := got[name]
 				if want == "" && values == nil || len(values) == 1 && values[0] == want {
@@ -89,7 +89,7 @@ func TestPseudonymIsNotSentUpstream(t *testing.T) {
 		{auth.Decision{Subject: "hmac-x", Pseudonym: true}, ""},
 	} {
 		r := g.NewRequest(nil, read(t, handshake("/", "X-Auth-Subject: root")))
-		u := &upgrade{Request: r, route: g.route, grant: auth.Grant{Decision: tt.decision}}
+		u := &upgrade{Request: r, route: g.routes[0], grant: auth.Grant{Decision: tt.decision}}
 		if got := g.upstreamRequest(u).Header.Get("X-Auth-Subject"); got != tt.want {
 			t.Errorf("%+v: got %q, want %q", tt.decision, got, tt.want)
 		}

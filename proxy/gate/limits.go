@@ -158,7 +158,7 @@ func (g *Gate) checkRates(u *upgrade) *refusal.Refusal {
 	if g.Fleet.Waiting() {
 		return &refusal.Refusal{Reason: refusal.FleetUnavailable}
 	}
-	if u.unasked = u.route.first == nil && (u.route.auth.Local() || g.hasTicket(u)); u.unasked {
+	if u.unasked = u.route.first == nil && (!u.route.needsCredential() || u.route.auth.Local() || g.hasTicket(u)); u.unasked {
 		return nil
 	}
 	return g.admit(u)
@@ -172,8 +172,11 @@ func (g *Gate) admitUnasked(u *upgrade) *refusal.Refusal {
 	return g.admit(u)
 }
 
-// admit asks the fleet about rates.
+// admit asks the fleet about rates. Those of plain requests are each instance's own.
 func (g *Gate) admit(u *upgrade) *refusal.Refusal {
+	if u.plain {
+		return g.fleetRefusal(g.Fleet.FailuresLeft(u.HTTP.Context(), u.Key))
+	}
 	v := g.Fleet.Admit(u.HTTP.Context(), u.Key)
 	if v.Scope == fleet.SessionsAddress && g.Sessions.HasDetached(u.Key) {
 		return nil // see checkSessionCaps

@@ -36,7 +36,7 @@ func (g *Gate) checkLoop(u *upgrade) *refusal.Refusal {
 		switch {
 		case id == g.loops.id:
 			g.loops.warn.Do(func() {
-				g.Log.Warn("UPSTREAM_URL leads back to this gate: what is sent there comes in here again", "upstream", g.route.targets)
+				g.Log.Warn("UPSTREAM_URL leads back to this gate: what is sent there comes in here again", "upstream", u.route.targets)
 			})
 			return &refusal.Refusal{Reason: refusal.Loop}
 		case len(id) > maxViaID || !header.IsToken(id):

@@ -41,7 +41,7 @@ func TestCheckLoop(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got refusal.Reason
-			if no := g.checkLoop(&upgrade{Request: &Request{HTTP: &http.Request{Header: http.Header{viaHeader: tt.lines}}}}); no != nil {
+			if no := g.checkLoop(&upgrade{route: g.routes[0], Request: &Request{HTTP: &http.Request{Header: http.Header{viaHeader: tt.lines}}}}); no != nil {
 				got = no.Reason
 			}
 			if got != tt.want {

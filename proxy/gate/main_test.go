@@ -31,8 +31,8 @@ func newGate(t *testing.T) *Gate {
 		t.Fatal(err)
 	}
 	g, err := New(Config{}, Parts{
-		ClientIP: proxies, Auth: a, Sessions: &session.Manager{}, Extensions: true, Base: t.Context(), Log: slog.New(slog.DiscardHandler),
-	})
+		ClientIP: proxies, Auth: a, Sessions: &session.Manager{}, Base: t.Context(), Log: slog.New(slog.DiscardHandler),
+	}, []Route{{}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

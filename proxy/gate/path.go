@@ -3,8 +3,6 @@ package gate
 import (
 	"cmp"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -12,55 +10,6 @@ import (
 	"portcullis/proxy/header"
 	"portcullis/proxy/refusal"
 )
-
-// paths is PATHS compiled: which request paths are served. Patterns and paths are compared as they are written, escapes and
-// all, because that is what goes upstream: %61 is not a, and %2F is not /.
-//
-// That is safe with unsafe forms too. What a prefix lets through, a server that rewrites such forms (%2F and \ to /, // to /)
-// still finds under that prefix: only dot segments lead out of it, and those are never let through. What it would have to
-// rewrite first, to find it under the prefix, is not served.
-type paths struct {
-	all      bool // PATHS is "*"
-	unsafe   bool // odd forms are let through, dot segments excepted
-	exact    []string
-	prefixes []string
-}
-
-// compilePaths compiles PATHS, with PATHS_UNSAFE_FORMS. No pattern at all is every path, as with "/*". The error joins every
-// mistake.
-func compilePaths(patterns []string, unsafe bool) (*paths, error) {
-	var mistakes []error
-	all := slices.Equal(patterns, []string{"*"})
-	switch {
-	case unsafe && len(patterns) == 0:
-		mistakes = append(mistakes, errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect without PATHS; want PATHS set to the paths that are served, or to * for every path in every form`))
-	case unsafe && all:
-		mistakes = append(mistakes, errors.New(`PATHS_UNSAFE_FORMS: "true" has no effect with PATHS=*, which lets such forms through by itself; want false, or a list of PATHS`))
-	}
-	if len(patterns) == 0 {
-		patterns = []string{"/*"}
-	}
-	p := &paths{all: all, unsafe: unsafe || all}
-	for _, pattern := range patterns {
-		if all {
-			break
-		}
-		path, isPrefix := strings.CutSuffix(pattern, "*")
-		if wrong := checkPattern(path, isPrefix, unsafe); wrong != "" {
-			mistakes = append(mistakes, fmt.Errorf("PATHS: %q %s; want an escaped path such as /chat, a prefix such as /chat/*, or * alone", pattern, wrong))
-			continue
-		}
-		if isPrefix {
-			p.prefixes = append(p.prefixes, path)
-		} else {
-			p.exact = append(p.exact, path)
-		}
-	}
-	if err := errors.Join(mistakes...); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
 
 // checkPattern says what is wrong with a pattern that could never match, lest an operator take it for one that does.
 func checkPattern(path string, isPrefix, unsafe bool) (wrong string) {
@@ -80,16 +29,6 @@ func checkPattern(path string, isPrefix, unsafe bool) (wrong string) {
 		return "is refused in requests (" + why + ")"
 	}
 	return ""
-}
-
-// serves reports whether a path that is not suspicious is served. The gate's own never are.
-func (p *paths) serves(path string) bool {
-	if meansOurs(path) {
-		return false
-	}
-	return p.all ||
-		slices.Contains(p.exact, path) ||
-		slices.ContainsFunc(p.prefixes, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
 }
 
 // meansOurs reports whether a server behind may take an escaped path for one of the gate's own: one that decodes it, even
@@ -127,15 +66,21 @@ func unescapeAll(s string) string {
 
 // chooseRoute finds the route that serves the path.
 func (g *Gate) chooseRoute(u *upgrade) *refusal.Refusal {
-	why := cmp.Or(suspicious(u.Path, g.route.paths.unsafe), strange(u.Query))
-	switch {
-	case why != "":
+	if why := cmp.Or(suspicious(u.Path, g.table.unsafe), strange(u.Query)); why != "" {
 		return &refusal.Refusal{Reason: refusal.PathSuspicious, Detail: why}
-	case !g.route.paths.serves(u.Path):
-		return &refusal.Refusal{Reason: refusal.Path}
 	}
-	u.route = g.route
+	u.route = g.table.find(u.HTTP.Host, u.Path)
+	switch {
+	case u.route == nil:
+		return &refusal.Refusal{Reason: refusal.Path}
+	case u.route.isOpen() && g.table.mixed && g.table.leadsElsewhere(u.HTTP.Host, u.Path, (*route).isOpen):
+		return leadsElsewhere()
+	}
 	return nil
+}
+
+func leadsElsewhere() *refusal.Refusal {
+	return &refusal.Refusal{Reason: refusal.PathSuspicious, Detail: "a server may take it for a path that needs a credential"}
 }
 
 // suspicious says, in words that echo nothing of it, why an escaped path is refused whether served or not: servers differ in
@@ -211,6 +156,3 @@ const (
 	OwnName  = ".portcullis"
 	OwnPaths = "/" + OwnName + "/"
 )
-
-// Serves reports whether a path that is not suspicious is an upstream's.
-func (g *Gate) Serves(path string) bool { return g.route.paths.serves(path) }

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"net/http"
 	"net/url"
 	"path"
 	"strings"
@@ -32,7 +33,7 @@ func TestCompilePaths(t *testing.T) {
 		{"unsafe forms twice", []string{"*"}, true, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := compilePaths(tt.patterns, tt.unsafe)
+			_, err := newPathGate(tt.patterns, tt.unsafe)
 			var lines []string
 			if err != nil {
 				lines = strings.Split(err.Error(), "\n")
@@ -47,6 +48,11 @@ func TestCompilePaths(t *testing.T) {
 			}
 		})
 	}
+}
+
+// newPathGate is a Gate with one route, of those patterns.
+func newPathGate(patterns []string, unsafe bool) (*Gate, error) {
+	return New(Config{Paths: patterns, PathsUnsafeForms: unsafe}, Parts{}, []Route{{Setting: "PATHS", Paths: patterns}}, nil)
 }
 
 var pathTests = []struct {
@@ -120,13 +126,13 @@ func checkOnePath(patterns, target string) refusal.Reason {
 }
 
 func checkOneForm(patterns string, unsafe bool, target string) refusal.Reason {
-	compiled, err := compilePaths(strings.Fields(patterns), unsafe)
+	g, err := newPathGate(strings.Fields(patterns), unsafe)
 	if err != nil {
 		panic(err)
 	}
-	u := &upgrade{Request: &Request{}}
+	u := &upgrade{Request: &Request{HTTP: &http.Request{}}}
 	u.Path, u.Query, _ = strings.Cut(target, "?")
-	if no := (&Gate{route: &route{paths: compiled}}).chooseRoute(u); no != nil {
+	if no := g.chooseRoute(u); no != nil {
 		return no.Reason
 	}
 	return ""

@@ -37,6 +37,12 @@ func (g *Gate) report(u *upgrade, no *refusal.Refusal) {
 		slog.String("client", u.From.Addr.String()),
 		slog.String("path", truncatePath(u.Path)),
 	}
+	if u.route != nil {
+		g.Metrics.RouteRefused(u.route.Name)
+		if u.route.Name != "" {
+			attrs = append(attrs, slog.String("route", u.route.Name))
+		}
+	}
 	if u.switched() {
 		if code, _ := no.CloseFrame(); code != 0 {
 			attrs = append(attrs, slog.Int("code", code))
@@ -44,6 +50,11 @@ func (g *Gate) report(u *upgrade, no *refusal.Refusal) {
 	}
 	if u.subject != "" {
 		attrs = append(attrs, slog.String("subject", u.subject))
+	}
+	if u.plain {
+		g.Metrics.HTTPRefused(string(no.Reason))
+		g.Parts.Report.Log(no, attrs...)
+		return
 	}
 	g.Parts.Report.Report(no, attrs...)
 }

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,8 +14,12 @@ import (
 
 // Client is the connection on which a request came. Each front door has its own kind.
 type Client interface {
-	// Respond sends one whole answer; the connection closes after it.
+	// Respond sends one whole answer; the connection closes after it, unless Keep was called.
 	Respond(status int, h http.Header, body []byte)
+	// Keep has the connection wait for another request after the answer.
+	Keep()
+	// Stream has answer write an answer of any length and read the request's body, without a deadline of the whole.
+	Stream(answer func(w http.ResponseWriter, body io.ReadCloser))
 	// Abort closes the connection without an answer. It does not return.
 	Abort()
 	// Hijack takes the connection over: the door reads and writes it no more. buffered is what it has read behind the request.

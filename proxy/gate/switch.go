@@ -64,11 +64,13 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 			Client:   u.From.Addr.String(),
 			Path:     strings.Clone(truncatePath(u.Path)),
 			Upstream: u.upstream.Target,
+			Route:    u.route.Name,
 		},
 		Grant:    u.grant,
 		Slot:     u.slot,
 		Groups:   u.groups,
 		LastPush: g.Sessions.LastPush(u.Query),
+		Limits:   u.route.Limits,
 
 		Resumption: u.opensResumable(),
 	}) // before the client knows its id, by which it may renew it at once
@@ -102,13 +104,15 @@ func (g *Gate) switchProtocols(u *upgrade) *refusal.Refusal {
 			return no
 		}
 	}
-	g.Metrics.Upgraded()
+	g.Metrics.Upgraded(u.route.Name)
 	s.Start(relay.Handover{
 		Client:        u.socket.conn,
 		Upstream:      u.upstream.Conn,
 		ClientEarly:   u.socket.buffered,
 		UpstreamEarly: u.upstream.Early,
 		Extensions:    strings.Clone(u.upstream.Extensions),
+		Rules:         u.route.Rules,
+		Target:        u.upstream.Written,
 	}, first)
 	started = true
 	u.socket.leavePending()

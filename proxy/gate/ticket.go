@@ -24,6 +24,8 @@ type Tickets interface {
 // TicketParam is the query parameter of an upgrade that holds a ticket.
 const TicketParam = "ticket"
 
+var errOtherRoute = errors.New("the ticket is for another route")
+
 // hasTicket reports whether an upgrade shows a ticket, or tries to.
 func (g *Gate) hasTicket(u *upgrade) bool {
 	if g.Tickets == nil {
@@ -53,6 +55,8 @@ func (g *Gate) redeem(u *upgrade, text string) error {
 	switch {
 	case err != nil:
 		return err
+	case grant.Route != u.route.Name:
+		return &auth.RefusedError{Cause: errOtherRoute}
 	case shown.Token != "" && shown.Token != grant.Token:
 		return auth.ErrConflict // the upstream might go by a token that it finds
 	}

@@ -22,7 +22,8 @@ type upgrade struct {
 	groups         []string        // from findGroups on
 	resumption     bool            // from takeResumption on: the client offers to come back when its connection is lost
 	back           *session.Return // it does come back; nil: it opens a session
-	done           bool            // its session has it
+	plain          bool            // from serveHTTP on: it asks for no upgrade
+	done           bool            // its session has it, or a plain request its answer
 	held
 }
 
@@ -50,6 +51,7 @@ func (g *Gate) Serve(r *Request) {
 	defer g.finish(u)
 	for _, step := range [...]func(*Gate, *upgrade) *refusal.Refusal{
 		(*Gate).chooseRoute,      // not served 404; suspicious 400
+		(*Gate).serveHTTP,        // not an upgrade: by the steps of http.go, unless HTTP_MODE is off
 		(*Gate).checkHandshake,   // not GET 405; not an upgrade, or of another version 426; malformed 400
 		(*Gate).takeResumption,   // two returns 400
 		(*Gate).checkOrigin,      // 403
@@ -131,11 +133,4 @@ func (g *Gate) Answer(r *Request, handle func(*Request)) {
 		g.answerPanic(recover(), func() { g.Refuse(r, &refusal.Refusal{Reason: refusal.Internal}) })
 	}()
 	handle(r)
-}
-
-// Close forgets all tickets.
-func (g *Gate) Close() {
-	if g.Tickets != nil {
-		g.Tickets.Close()
-	}
 }

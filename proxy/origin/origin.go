@@ -113,3 +113,6 @@ func (l *List) Allows(values []string) bool {
 		}
 	}
 }
+
+// Any reports whether every origin may connect, because nobody has listed any.
+func (l *List) Any() bool { return l.allowAll }

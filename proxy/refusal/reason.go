@@ -20,11 +20,13 @@ const (
 	NotWebSocket        Reason = "not_websocket"
 	Version             Reason = "version"
 	Handshake           Reason = "handshake"
+	Request             Reason = "request"
 	Origin              Reason = "origin"
 	Loop                Reason = "loop"
 	ResumeStale         Reason = "resume_stale"
 	SessionUnknown      Reason = "session_unknown"
 	RateAddress         Reason = "rate_address"
+	RateRequests        Reason = "rate_requests"
 	AuthFailures        Reason = "auth_failures"
 	RateGlobal          Reason = "rate_global"
 	SessionsAddress     Reason = "sessions_address"
@@ -45,13 +47,17 @@ const (
 	Overload            Reason = "overload"
 	Tickets             Reason = "tickets"
 	TicketsTotal        Reason = "tickets_total"
+	TicketPath          Reason = "ticket_path"
 	FleetUnavailable    Reason = "fleet_unavailable"
 	UpstreamNone        Reason = "upstream_none"
 	UpstreamBusy        Reason = "upstream_busy"
 	UpstreamDial        Reason = "upstream_dial"
 	UpstreamTimeout     Reason = "upstream_timeout"
 	UpstreamHandshake   Reason = "upstream_handshake"
+	UpstreamAnswer      Reason = "upstream_answer"
 	UpstreamRefused     Reason = "upstream_refused"
+	RequestBody         Reason = "request_body"
+	Expired             Reason = "expired"
 	ClientGone          Reason = "client_gone"
 	Internal            Reason = "internal"
 )
@@ -69,11 +75,13 @@ var answers = map[Reason]struct {
 	NotWebSocket:        {426, "only WebSocket connections are served here"},
 	Version:             {426, "only WebSocket version 13 is served here"},
 	Handshake:           {400, "malformed WebSocket handshake"},
+	Request:             {400, "malformed request"},
 	Origin:              {403, "this origin is not allowed"},
 	Loop:                {508, "this request goes around in a loop"},
 	ResumeStale:         {409, "stale"},           // these two words are the protocol's: a client tells by them what to do
 	SessionUnknown:      {401, "session unknown"}, //
 	RateAddress:         {429, "too many connection attempts from your address"},
+	RateRequests:        {429, "too many requests from your address"},
 	AuthFailures:        {429, "too many failed authentications from your address"},
 	RateGlobal:          {503, "too many connection attempts"},
 	SessionsAddress:     {429, "too many open connections from your address"},
@@ -94,12 +102,16 @@ var answers = map[Reason]struct {
 	Overload:            {503, "this server is overloaded"},
 	Tickets:             {429, "too many unused tickets of yours"},
 	TicketsTotal:        {503, "too many unused tickets"},
+	TicketPath:          {400, "for which path the ticket is cannot be said"},
 	FleetUnavailable:    {503, "the other instances cannot be asked at the moment"},
 	UpstreamNone:        {503, "no server is up at the moment"},
 	UpstreamBusy:        {503, "too many connections are being opened"},
 	UpstreamDial:        {502, "the upstream cannot be reached"},
 	UpstreamTimeout:     {504, "the upstream does not answer"},
 	UpstreamHandshake:   {502, "the upstream's answer is not a WebSocket handshake"},
+	UpstreamAnswer:      {502, "the upstream's answer cannot be used"},
+	RequestBody:         {400, "the body of the request is broken"}, // 408 where it does not come
+	Expired:             {401, "the token has expired"},
 	UpstreamRefused:     {0, ""}, // with the upstream's own
 	ClientGone:          {0, ""}, // nobody is there
 	Internal:            {500, "internal error"},
@@ -147,7 +159,7 @@ func (r Reason) ChargesFailure() bool {
 // Level is that of the line in the log: louder where an operator has something to do.
 func (r Reason) Level() slog.Level {
 	switch r {
-	case AuthUnavailable, Overload, UpstreamNone, UpstreamDial, UpstreamTimeout, UpstreamHandshake:
+	case AuthUnavailable, Overload, UpstreamNone, UpstreamDial, UpstreamTimeout, UpstreamHandshake, UpstreamAnswer:
 		return slog.LevelWarn
 	case Internal:
 		return slog.LevelError

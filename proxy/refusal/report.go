@@ -32,6 +32,11 @@ func NewReporter(log *slog.Logger, counter Counter) *Reporter {
 // Report counts a refusal and logs it in one line, with attrs between its reason and what else is known of it.
 func (p *Reporter) Report(r *Refusal, attrs ...slog.Attr) {
 	p.counter.Refused(string(r.Reason))
+	p.Log(r, attrs...)
+}
+
+// Log is Report without the counting, for what is counted elsewhere.
+func (p *Reporter) Log(r *Refusal, attrs ...slog.Attr) {
 	if !p.allows(r.Reason, time.Now()) {
 		if p.suppressed.Add(1) == 1 {
 			time.AfterFunc(time.Second, p.Flush) // even if no refusal comes after this one

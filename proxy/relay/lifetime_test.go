@@ -319,7 +319,7 @@ func TestByteRateEndsInsideAFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	var p policy
-	p.start(r.rules, &r.plain, &script{}, 0, 1)
+	p.start(r.Rules, &r.plain, &script{}, 0, 1)
 	header := frame.Header{Fin: true, Opcode: frame.Binary, Masked: true, Length: 1 << 40}.Append(nil)
 	passed := 0
 	for range 100 {

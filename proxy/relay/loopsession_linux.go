@@ -17,6 +17,7 @@ type loopSession struct {
 	relay    *Relay
 	loop     *loop
 	ended    func(End)
+	target   string
 	policy   policy
 	timer    timer
 	fds      [2]int32
@@ -31,13 +32,15 @@ type loopSession struct {
 }
 
 func newLoopSession(r *Relay, h Handover) *loopSession {
-	s := &loopSession{relay: r, ended: h.Ended}
+	s := &loopSession{relay: r, ended: h.Ended, target: h.Target}
 	s.unread = [2][]byte{h.ClientEarly, h.UpstreamEarly}
-	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s.policy.start(h.Rules, h.Rules.scanRules(h.Extensions), s, rand.Uint64(), now())
 	s.policy.startResumption(h.Resume, now())
 	s.policy.pushAll(h, now())
 	return s
 }
+
+func (s *loopSession) home() (route, target string) { return s.policy.route, s.target }
 
 // begin is the first that the loop does for a session.
 func (s *loopSession) begin() {
@@ -304,7 +307,7 @@ func (s *loopSession) dismissClient() {
 	case len(s.pending[client]) > 0 || s.policy.resume.firstUnsent: // maybe inside a frame
 		conn.Close()
 	default:
-		go s.relay.dismissals.dismiss(conn, s.relay.closeTimeout)
+		go s.relay.dismissals.dismiss(conn, s.policy.closeTimeout)
 	}
 }
 

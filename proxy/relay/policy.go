@@ -43,7 +43,7 @@ func (s side) role() frame.Role {
 //
 // It is not safe for concurrent use.
 type policy struct {
-	*rules
+	*Rules
 	scan    *[2]frame.Rules // what each side must obey, by the extensions of this session
 	peers   [2]peer
 	wake    moment // when tick must be called at the latest; it only ever moves closer between two ticks
@@ -165,8 +165,8 @@ type outgoing struct {
 	queue []byte // control frames of the other side, to be sent on
 }
 
-func (p *policy) start(r *rules, scan *[2]frame.Rules, k kernel, nonce uint64, now moment) {
-	*p = policy{rules: r, scan: scan, kernel: k, nonce: nonce, started: now, active: now, wake: never}
+func (p *policy) start(r *Rules, scan *[2]frame.Rules, k kernel, nonce uint64, now moment) {
+	*p = policy{Rules: r, scan: scan, kernel: k, nonce: nonce, started: now, active: now, wake: never}
 	for s := range p.peers {
 		p.peers[s].reading.heard = now
 		if r.terminate {

@@ -238,7 +238,7 @@ func (p *policy) dropPushes() {
 }
 
 // CanPush reports whether messages can be pushed to a session with those negotiated extensions.
-func (r *Relay) CanPush(extensions string) bool { return r.scanRules(extensions) != &r.unknown }
+func (r *Rules) CanPush(extensions string) bool { return r.scanRules(extensions) != &r.unknown }
 
 // Push queues a message for those sessions, each the recipient at the same index; nil: what each of them has missed. wait
 // returns when their queues have taken it, or could not; it waits for no peer.

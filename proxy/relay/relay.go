@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ type Config struct {
 	// Engine is what moves the bytes: "loop", an event loop for each
 	// processor, on Linux and between plain TCP connections; "stream", two
 	// goroutines to a session; or "auto", the loop where it can be had.
-	Engine string `env:"RELAY_ENGINE" envDefault:"auto"`
+	Engine string `env:"RELAY_ENGINE" envDefault:"auto" fixed:"true"`
 	// PingInterval is how long either side may be silent before it is pinged.
 	PingInterval time.Duration `env:"PING_INTERVAL" envDefault:"30s" below:"SESSION_MAX"`
 	// PongTimeout is how long a pinged side may stay silent before it is
@@ -38,7 +39,7 @@ type Config struct {
 	// CloseTimeout is how long a side is waited for at the end: for a frame
 	// boundary, for bytes to be taken, for its Close frame, for its FIN.
 	// It must be positive.
-	CloseTimeout time.Duration `env:"CLOSE_TIMEOUT" envDefault:"5s"`
+	CloseTimeout time.Duration `env:"CLOSE_TIMEOUT" envDefault:"5s" fixed:"true"`
 	// MessageMaxBytes is the largest message over all its fragments, from
 	// either side, in payload bytes as on the wire. 0: no limit; 1 MiB when
 	// terminating, where a message is held in memory.
@@ -53,12 +54,12 @@ type Config struct {
 	PushQueue int64 `env:"PUSH_QUEUE" envDefault:"256KiB" size:"true" needs:"ADMIN_TOKEN"`
 
 	// Resume is how long a session is kept whose client has gone and may come back (docs/resume.md). Zero: not at all.
-	Resume time.Duration `env:"RESUME" envDefault:"0s"`
+	Resume time.Duration `env:"RESUME" envDefault:"0s" fixed:"true"`
 	// ResumeBuffer bounds what is kept of such a session in each direction; one message and 64 KiB more may be. MessageMaxBytes
 	// must fit.
-	ResumeBuffer int64 `env:"RESUME_BUFFER" envDefault:"256KiB" size:"true" needs:"RESUME"`
+	ResumeBuffer int64 `env:"RESUME_BUFFER" envDefault:"256KiB" size:"true" needs:"RESUME" fixed:"true"`
 	// ResumeTotal bounds what is kept of all of them together.
-	ResumeTotal int64 `env:"RESUME_TOTAL" envDefault:"256MiB" size:"true" needs:"RESUME"`
+	ResumeTotal int64 `env:"RESUME_TOTAL" envDefault:"256MiB" size:"true" needs:"RESUME" fixed:"true"`
 
 	// MessageRate is how many messages a client may send per second, in
 	// bursts of MessageBurst, which must then be positive; control frames and continuation
@@ -67,6 +68,8 @@ type Config struct {
 	MessageRate     float64 `env:"-"`
 	MessageBurst    int     `env:"-"`
 	MessageByteRate float64 `env:"-"`
+	// Route names the sessions that have these rules, for [Relay.DrainTargets].
+	Route string `env:"-"`
 }
 
 // Reason says why a session ended.
@@ -93,6 +96,7 @@ const (
 	Revoked         Reason = "revoked"          // its credential was taken back: Session.Close
 	AuthUnavailable Reason = "auth_unavailable" // nobody could say any more whether its credential is good: Session.Close
 	Drained         Reason = "drain"            // Drain
+	TargetRemoved   Reason = "target_removed"   // DrainTargets
 	Forced          Reason = "forced"           // Cut
 	Kicked          Reason = "kicked"           // an operator or the backend ended it: CloseAll
 	TooSlow         Reason = "too_slow"         // it did not take what was pushed to it
@@ -117,7 +121,7 @@ func Reasons() map[Reason][]int {
 		ClientEncoding: {frame.CodeInvalid}, UpstreamEncoding: {frame.CodeInvalid},
 		Idle: {frame.CodeTimeout}, SessionLimit: {frame.CodeGoingAway},
 		Expired: {frame.CodeUnauthorized}, Revoked: {frame.CodeUnauthorized}, AuthUnavailable: {frame.CodeTryAgain},
-		Drained: {frame.CodeGoingAway}, Forced: {frame.CodeAbnormal},
+		Drained: {frame.CodeGoingAway}, TargetRemoved: {frame.CodeRestart}, Forced: {frame.CodeAbnormal},
 		Kicked: {frame.CodeForbidden}, TooSlow: {frame.CodeTryAgain},
 		DetachedExpired: {frame.CodeGoingAway}, DetachedEvicted: {frame.CodeGoingAway},
 	}
@@ -150,6 +154,10 @@ type Handover struct {
 	ClientEarly, UpstreamEarly []byte
 	// Extensions is the negotiated Sec-WebSocket-Extensions, empty if none were.
 	Extensions string
+	// Rules are the session's, from [Relay.Compile]. Nil: those of the relay.
+	Rules *Rules
+	// Target is what is behind Upstream, for [Relay.DrainTargets].
+	Target string
 	// Pushes are for the client before anything else. Recipient is whose they are; it is needed only with them.
 	Pushes    []*Push
 	Recipient Recipient
@@ -161,8 +169,8 @@ type Handover struct {
 
 // Relay is a set of sessions. It is safe for concurrent use.
 type Relay struct {
-	*rules
-	loops      *loops // nil: every session is relayed on the stream engine
+	*Rules            // of sessions that come without any
+	loops      *loops // nil: every session is relayed on the stream engine; those that terminate are in any case
 	trim       *trimmer
 	dismissals *dismissals
 
@@ -179,6 +187,8 @@ type Session interface {
 	Close(Reason, Closing)
 	// cut closes both connections at once.
 	cut()
+	// home returns its route and its target.
+	home() (route, target string)
 	// prepare makes a new connection of the client's fit for the session. replace, called where its state is touched, gives it to
 	// the session; cancel leaves it to the caller.
 	prepare(net.Conn) (replace func(early []byte), cancel func(), err error)
@@ -190,8 +200,9 @@ type Closing struct {
 	Reason string // at most 123 bytes of it are sent; it must be fit for a peer to see
 }
 
-// rules are what all sessions have in common.
-type rules struct {
+// Rules are what sessions of a kind have in common. They do not change.
+type Rules struct {
+	route        string
 	terminate    bool
 	pingInterval moment
 	pongTimeout  moment
@@ -211,6 +222,22 @@ const defaultTerminateMax = 1 << 20
 
 // New returns a Relay without sessions, or all that is wrong with the settings.
 func New(c Config) (*Relay, error) {
+	rules, err := compile(c, &budget{limit: c.ResumeTotal})
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{Rules: rules, live: make(map[Session]struct{}), trim: newTrimmer(collect), dismissals: newDismissals()}
+	if haveLoops && c.Engine != "stream" {
+		r.loops = newLoops()
+	}
+	return r, nil
+}
+
+// Compile returns the rules of c, for sessions of r, or all that is wrong with them. Engine, Resume and ResumeTotal are to be those of r.
+func (r *Relay) Compile(c Config) (*Rules, error) { return compile(c, r.budget) }
+
+// compile returns the rules of c. b is what all resumable sessions share.
+func compile(c Config, b *budget) (*Rules, error) {
 	var errs []error
 	wrong := func(name string, value any, want string) {
 		errs = append(errs, fmt.Errorf("%s: %q is not usable; want %s", name, fmt.Sprint(value), want))
@@ -260,7 +287,8 @@ func New(c Config) (*Relay, error) {
 		return nil, errors.Join(errs...)
 	}
 
-	r := &rules{
+	r := &Rules{
+		route:        c.Route,
 		terminate:    c.Mode == "terminate",
 		pingInterval: c.PingInterval,
 		pongTimeout:  c.PongTimeout,
@@ -269,7 +297,7 @@ func New(c Config) (*Relay, error) {
 		closeTimeout: c.CloseTimeout,
 		pushQueue:    int(c.PushQueue),
 		limits:       newLimits(c),
-		resumeRules:  newResumeRules(c),
+		resumeRules:  newResumeRules(c, b),
 	}
 	largest := c.MessageMaxBytes
 	if r.terminate && largest == 0 {
@@ -278,11 +306,7 @@ func New(c Config) (*Relay, error) {
 	r.plain = scanRules(frame.Rules{MaxMessage: largest})
 	r.deflate = scanRules(frame.Rules{MaxMessage: largest, MessageRSV: frame.RSV1})
 	r.unknown = scanRules(frame.Rules{MaxMessage: largest, FrameRSV: frame.RSV1 | frame.RSV2 | frame.RSV3})
-	relay := &Relay{rules: r, live: make(map[Session]struct{}), trim: newTrimmer(collect), dismissals: newDismissals()}
-	if haveLoops && !r.terminate && c.Engine != "stream" {
-		relay.loops = newLoops()
-	}
-	return relay, nil
+	return r, nil
 }
 
 func scanRules(r frame.Rules) (both [2]frame.Rules) {
@@ -292,7 +316,7 @@ func scanRules(r frame.Rules) (both [2]frame.Rules) {
 }
 
 // scanRules returns what the sides of a session with those negotiated extensions must obey.
-func (r *rules) scanRules(extensions string) *[2]frame.Rules {
+func (r *Rules) scanRules(extensions string) *[2]frame.Rules {
 	if extensions == "" {
 		return &r.plain
 	}
@@ -307,17 +331,20 @@ func (r *rules) scanRules(extensions string) *[2]frame.Rules {
 
 // Extensions reports whether a session may have extensions: not where messages
 // are taken apart here.
-func (r *Relay) Extensions() bool { return !r.terminate }
+func (r *Rules) Extensions() bool { return !r.terminate }
 
 // Start takes both connections over and returns at once.
 func (r *Relay) Start(h Handover) Session {
 	r.trim.started()
+	if h.Rules == nil {
+		h.Rules = r.Rules
+	}
 	for _, early := range [2]*[]byte{&h.ClientEarly, &h.UpstreamEarly} {
 		if len(*early) == 0 {
 			*early = nil // or an idle session would hold the buffer behind it
 		}
 	}
-	if r.loops != nil {
+	if r.loops != nil && !h.Rules.terminate {
 		if s := newLoopSession(r, h); r.loops.add(s, h) {
 			return s
 		}
@@ -378,8 +405,16 @@ func (r *Relay) Drain(ctx context.Context, spread time.Duration) {
 	r.mu.Lock()
 	r.draining = true
 	r.mu.Unlock()
+	closeSpread(ctx, spread, r.sessions(), Drained, goingAway)
+}
 
-	all := r.sessions()
+// DrainTargets ends the sessions whose target is gone from their route, spread over that time. It returns as Drain does.
+func (r *Relay) DrainTargets(ctx context.Context, spread time.Duration, c Closing, gone func(route, target string) bool) {
+	closeSpread(ctx, spread, slices.DeleteFunc(r.sessions(), func(s Session) bool { return !gone(s.home()) }), TargetRemoved, c)
+}
+
+// closeSpread closes sessions, spread evenly over that time. It returns early when ctx ends.
+func closeSpread(ctx context.Context, spread time.Duration, all []Session, why Reason, c Closing) {
 	began := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -393,7 +428,7 @@ func (r *Relay) Drain(ctx context.Context, spread time.Duration) {
 				return
 			}
 		}
-		s.Close(Drained, goingAway)
+		s.Close(why, c)
 	}
 }
 

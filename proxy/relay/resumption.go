@@ -173,12 +173,12 @@ const (
 	minBeat       = moment(time.Second)
 )
 
-func newResumeRules(c Config) resumeRules {
+func newResumeRules(c Config, b *budget) resumeRules {
 	return resumeRules{
 		window: c.Resume,
 		beat:   max(min(maxBeat, c.Resume/4), minBeat),
 		buffer: int(c.ResumeBuffer),
-		budget: &budget{limit: c.ResumeTotal},
+		budget: b,
 	}
 }
 

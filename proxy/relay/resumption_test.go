@@ -25,7 +25,7 @@ func (o *scriptOwner) Detached() { o.told = append(o.told, "detached") }
 func (o *scriptOwner) Attached() { o.told = append(o.told, "attached") }
 
 // apart is a copy that may be played on without a trace.
-func (r *resumption) apart(old *rules) (*rules, *resumption) {
+func (r *resumption) apart(old *Rules) (*Rules, *resumption) {
 	newRules, copied := *old, *r
 	newRules.budget = &budget{limit: old.budget.limit}
 	copied.owner = &scriptOwner{}

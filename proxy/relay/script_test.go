@@ -76,7 +76,7 @@ func newScriptWith(t testing.TB, c Config, extensions string) *script {
 		t.Fatal(err)
 	}
 	s := &script{t: t, clock: time.Hour}
-	s.policy.start(r.rules, r.scanRules(extensions), s, scriptNonce, s.clock)
+	s.policy.start(r.Rules, r.scanRules(extensions), s, scriptNonce, s.clock)
 	return s
 }
 
@@ -470,7 +470,7 @@ func (s *script) checkWake() {
 		early.pushes = &copied
 	}
 	if early.resume != nil {
-		early.rules, early.resume = early.resume.apart(early.rules)
+		early.Rules, early.resume = early.resume.apart(early.Rules)
 	}
 	early.tick(at)
 	for to := range side(2) {

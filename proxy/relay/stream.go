@@ -21,10 +21,11 @@ func now() moment { return time.Since(epoch) }
 // something for a side that has no writer becomes it, and writes whatever else
 // is due there before it stops being it (serve).
 type stream struct {
-	relay *Relay
-	conns [2]net.Conn
-	ended func(End)
-	over  chan struct{} // closed at the end; terminating only
+	relay  *Relay
+	conns  [2]net.Conn
+	ended  func(End)
+	target string
+	over   chan struct{} // closed at the end; terminating only
 
 	mu       sync.Mutex // guards what follows; released for I/O
 	policy   policy
@@ -40,21 +41,23 @@ type stream struct {
 }
 
 func newStream(r *Relay, h Handover) *stream {
-	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, open: 2}
-	s.policy.start(r.rules, r.scanRules(h.Extensions), s, rand.Uint64(), now())
+	s := &stream{relay: r, conns: [2]net.Conn{h.Client, h.Upstream}, ended: h.Ended, target: h.Target, open: 2}
+	s.policy.start(h.Rules, h.Rules.scanRules(h.Extensions), s, rand.Uint64(), now())
 	s.policy.startResumption(h.Resume, now())
 	s.policy.pushAll(h, now())
 	s.armed = never
 	s.free.L, s.thawed.L = &s.mu, &s.mu
 	s.timer = time.AfterFunc(time.Duration(never), s.tick)
-	if r.terminate {
+	if h.Rules.terminate {
 		s.over = make(chan struct{})
 	}
 	return s
 }
 
+func (s *stream) home() (route, target string) { return s.policy.route, s.target }
+
 func (s *stream) run(h Handover) {
-	if s.relay.terminate {
+	if h.Rules.terminate {
 		go s.terminate(h)
 	} else {
 		go s.pump(client, h.Client, h.ClientEarly)
@@ -134,7 +137,7 @@ func (s *stream) write(to side, b []byte) {
 	s.inWrite[to] = false
 	switch {
 	case s.conns[to] != conn && err == nil: // another has taken its place meanwhile
-		go s.relay.dismissals.dismiss(conn, s.relay.closeTimeout)
+		go s.relay.dismissals.dismiss(conn, s.policy.closeTimeout)
 	case s.conns[to] != conn:
 		go conn.Close()
 	case err != nil:
@@ -258,7 +261,7 @@ func (s *stream) replaceClient(conn net.Conn, early []byte) {
 	case s.inWrite[client]: // its writer sees to it, soon
 		old.SetWriteDeadline(time.Now().Add(takeoverGrace))
 	default:
-		go s.relay.dismissals.dismiss(old, s.relay.closeTimeout)
+		go s.relay.dismissals.dismiss(old, s.policy.closeTimeout)
 	}
 	s.conns[client], s.closed[client] = conn, false
 	go s.pump(client, conn, early)

@@ -27,7 +27,14 @@ type groupPlace struct {
 
 func (p groupPlace) String() string { return p.kind + ":" + p.name }
 
-func parseGroupPlaces(list []string) (places []groupPlace, err error) {
+// Groups are the places from which sessions have their groups.
+type Groups []groupPlace
+
+// SetGroups has sessions that are opened or verified again from now on have their groups from those places.
+func (m *Manager) SetGroups(places Groups) { m.groups.Store(&places) }
+
+// ParseGroups reads SESSION_GROUPS. The error joins every mistake, one a line.
+func ParseGroups(list []string) (places Groups, err error) {
 	var mistakes []error
 	for _, entry := range list {
 		kind, name, _ := strings.Cut(entry, ":")
@@ -49,7 +56,7 @@ func parseGroupPlaces(list []string) (places []groupPlace, err error) {
 
 // GroupPlaces are the claims and the headers of a verifier's answer that SESSION_GROUPS names.
 func (c *Config) GroupPlaces() (claims, headers []string) {
-	places, _ := parseGroupPlaces(c.Groups)
+	places, _ := ParseGroups(c.Groups)
 	for _, p := range places {
 		switch p.kind {
 		case "claim":
@@ -72,7 +79,7 @@ func (e *GroupsError) Error() string { return e.Place + ": " + e.Wrong }
 
 // Groups are those of a session with that decision and request. The error is a [*GroupsError] or nil.
 func (m *Manager) Groups(d auth.Decision, query string) (groups []string, err error) {
-	for _, p := range m.rules.groups {
+	for _, p := range *m.groups.Load() {
 		values := d.Groups[p.String()]
 		if p.kind == "query" {
 			if values, err = queryValues(query, p.name); err != nil {
@@ -129,7 +136,7 @@ func queryValues(query, name string) (values []string, err error) {
 // regroup replaces the groups that a verifier gave a session; those of its query stay. The error is a [*GroupsError]: the session
 // keeps all it had.
 func (m *Manager) regroup(s *Session, d auth.Decision) error {
-	if len(m.rules.groups) == 0 || m.registry == nil {
+	if len(*m.groups.Load()) == 0 || m.registry == nil {
 		return nil
 	}
 	groups, err := m.Groups(d, "")

@@ -22,7 +22,7 @@ func TestGroupPlaces(t *testing.T) {
 		{[]string{"header:X-Room"}, `SESSION_GROUPS: "header:X-Room" is no place of groups; want claim:NAME, auth:HEADER or query:NAME`},
 		{[]string{"query:room", "query:room"}, `SESSION_GROUPS: "query:room" is there twice; want it once`},
 	} {
-		_, err := parseGroupPlaces(tt.list)
+		_, err := ParseGroups(tt.list)
 		if got := fmt.Sprint(err); tt.want == "" && err != nil || tt.want != "" && got != tt.want {
 			t.Errorf("%q: got %v, want %s", tt.list, err, tt.want)
 		}
@@ -62,8 +62,9 @@ func TestGroups(t *testing.T) {
 		{name: "another parameter that cannot be decoded", query: "other=%zz&room=a", want: []string{"query:room:a"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			places, _ := parseGroupPlaces([]string{"claim:groups", "query:room"})
-			m := &Manager{rules: rules{groups: places}}
+			places, _ := ParseGroups([]string{"claim:groups", "query:room"})
+			m := &Manager{}
+			m.SetGroups(places)
 			got, err := m.Groups(auth.Decision{Groups: map[string][]string{"claim:groups": tt.claim}}, tt.query)
 			wrong, isWrong := errors.AsType[*GroupsError](err)
 			switch {

@@ -14,6 +14,7 @@ type Status struct {
 	Address      string        `json:"address"`
 	Path         string        `json:"path"`
 	Upstream     string        `json:"upstream"`
+	Route        string        `json:"route"` // empty: there is only one
 	Instance     string        `json:"instance"`
 	Since        Timestamp     `json:"since"`
 	Expires      Timestamp     `json:"expires"`
@@ -51,7 +52,7 @@ func (m *Manager) List(f Filter, limit int, after int64) (page []Status, next in
 // status is that of a session, but for its traffic. The caller holds the registry's mu.
 func (m *Manager) status(s *Session) Status {
 	st := Status{
-		ID: s.ID, Subject: s.Subject, Groups: s.entry.groups, Address: s.Address(), Path: s.Path, Upstream: s.Upstream,
+		ID: s.ID, Subject: s.Subject, Groups: s.entry.groups, Address: s.Address(), Path: s.Path, Upstream: s.Upstream, Route: s.Route,
 		Instance: m.instance, Since: Timestamp(time.Unix(0, s.entry.order)),
 	}
 	if st.Groups == nil {

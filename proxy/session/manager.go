@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -23,22 +24,20 @@ import (
 // Config is what a Manager needs.
 type Config struct {
 	// Renewal lets a session live on by another token of the same subject.
-	Renewal bool `env:"RENEWAL" envDefault:"false"`
+	Renewal bool `env:"RENEWAL" envDefault:"false" fixed:"true"`
 	// Hello sends a session's id, when its credential ends and where the history of pushes stands, as a first text message. It
 	// needs Renewal or History.
-	Hello bool `env:"SESSION_HELLO" envDefault:"false"`
+	Hello bool `env:"SESSION_HELLO" envDefault:"false" fixed:"true"`
 	// Groups are the places from which a session has its groups: claim:NAME, a string or a list; auth:HEADER of the
 	// verifier's answer, a list by comma; query:NAME, which the client chooses.
 	Groups []string `env:"SESSION_GROUPS" needs:"ADMIN_TOKEN"`
 	// History is how many pushes are kept for clients that come back, and for how long. Zero: none.
-	History HistorySize `env:"PUSH_HISTORY" envDefault:"" needs:"ADMIN_TOKEN"`
+	History HistorySize `env:"PUSH_HISTORY" envDefault:"" needs:"ADMIN_TOKEN" fixed:"true"`
 
 	// Listed has every session found by id, subject, group, path and address. Renewal does so, too.
 	Listed bool `env:"-"`
 	// Shared says that pushes have their ids from a fleet.
 	Shared bool `env:"-"`
-	// Limits are told to the library of a client that may come back.
-	Limits Limits `env:"-"`
 	// Instance names this process among others. Empty: the manager makes a name up.
 	Instance string `env:"-"`
 	// Lease is how credentials are verified again. With Recheck above zero even those without an end are.
@@ -62,6 +61,7 @@ type Verifier interface {
 // Manager keeps the live sessions. It is safe for concurrent use.
 type Manager struct {
 	rules      rules
+	groups     atomic.Pointer[Groups]
 	instance   string // this process, among others
 	relay      *relay.Relay
 	leases     *lease.Keeper
@@ -86,18 +86,16 @@ type rules struct {
 	hello   bool // each begins with a message that says which it is
 	renewal bool
 	recheck bool // they are verified again even where the verifier's acceptance has no end
-	groups  []groupPlace
-	limits  Limits
 }
 
 // New returns a Manager without sessions. The error joins every mistake in the settings, one a line.
 func New(c Config) (*Manager, error) {
-	groups, err := parseGroupPlaces(c.Groups)
+	groups, err := ParseGroups(c.Groups)
 	if err != nil {
 		return nil, err
 	}
 	m := &Manager{
-		rules:      rules{c.Hello, c.Renewal, c.Lease.Recheck > 0, groups, c.Limits},
+		rules:      rules{c.Hello, c.Renewal, c.Lease.Recheck > 0},
 		instance:   cmp.Or(c.Instance, instanceName()),
 		relay:      c.Relay,
 		leases:     lease.New(c.Lease),
@@ -108,6 +106,7 @@ func New(c Config) (*Manager, error) {
 		log:        cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 		metrics:    c.Metrics,
 	}
+	m.SetGroups(groups)
 	m.warn.outage.Interval, m.warn.groups.Interval, m.warn.forgotten.Interval = time.Minute, time.Minute, time.Minute
 	if c.Renewal || c.Listed {
 		m.registry = newRegistry()
@@ -133,6 +132,8 @@ type Opening struct {
 	// LastPush is the id of the last push that the client has seen, as its parameter says; empty: it wants those from now on.
 	// Nil: it did not ask for ids.
 	LastPush *string
+	// Limits are told to the library of a client that may come back. Nil: there are none.
+	Limits *Limits
 	// Resumption is for a client that may come back. Nil: it did not offer to.
 	Resumption *Resumption
 }
@@ -140,7 +141,7 @@ type Opening struct {
 // Open enters the session that an upgrade becomes. Its lease runs from here on, and it can be found, since its client may renew it
 // as soon as it knows its id. Start or Release has to follow. The error is ErrKicked or nil.
 func (m *Manager) Open(o Opening) (*Session, error) {
-	s := &Session{Info: o.Info, manager: m, slot: o.Slot}
+	s := &Session{Info: o.Info, manager: m, limits: o.Limits, slot: o.Slot}
 	d := o.Grant.Decision
 	recheck := m.rules.recheck && !d.Final
 	leased := !terms(d).End().IsZero() || recheck || m.Renewable(d)

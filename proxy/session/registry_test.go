@@ -86,12 +86,12 @@ func TestPages(t *testing.T) {
 }
 
 func TestRegroup(t *testing.T) {
-	places, err := parseGroupPlaces([]string{"claim:groups", "query:room"})
+	places, err := ParseGroups([]string{"claim:groups", "query:room"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := newManager(t, Config{})
-	m.rules.groups = places
+	m.SetGroups(places)
 	p := opened(t, m, opening("1", "alice", "claim:groups:old", "query:room:lobby"))
 	g := grant("alice")
 	g.Groups = map[string][]string{"claim:groups": {"new", "newer"}}

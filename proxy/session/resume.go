@@ -445,7 +445,10 @@ func (h *firstMessage) frame() []byte {
 // firstMessage returns what the first message says of the session as it is now.
 func (s *Session) firstMessage() *firstMessage {
 	m := s.manager
-	h := &firstMessage{Session: s.ID, Limits: m.rules.limits}
+	h := &firstMessage{Session: s.ID}
+	if s.limits != nil {
+		h.Limits = *s.limits
+	}
 	if s.control != nil && s.control.credential != nil {
 		h.Expires = Timestamp(m.leases.End(&s.control.credential.lease))
 	}

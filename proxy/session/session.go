@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -17,16 +18,21 @@ type Info struct {
 	Client   string // its address
 	Path     string
 	Upstream string // host and port
+	Route    string // as the settings name it; empty: there is only one
 }
 
 func (s *Session) attrs() []slog.Attr {
-	return []slog.Attr{
+	attrs := append(make([]slog.Attr, 0, 13), // and those of its end
 		slog.String("session", s.ID),
 		slog.String("subject", s.Subject),
 		slog.String("client", s.Address()),
 		slog.String("path", s.Path),
 		slog.String("upstream", s.Upstream),
+	)
+	if s.Route != "" {
+		attrs = append(attrs, slog.String("route", s.Route))
 	}
+	return attrs
 }
 
 // Session is one client's connection to an upstream, from its upgrade to its end. There are as many as open connections, so
@@ -34,6 +40,7 @@ func (s *Session) attrs() []slog.Attr {
 type Session struct {
 	Info
 	manager *Manager
+	limits  *Limits
 	slot    *ratelimit.Slot
 	control *control   // nil: nothing can be done with it but to wait for its end
 	entry   *entry     // its place in the registry; nil: there is none
@@ -83,10 +90,13 @@ type ending struct {
 // before anything else: it comes when the session can be returned to.
 func (s *Session) Start(h relay.Handover, first []byte) {
 	m := s.manager
-	m.metrics.SessionStarted()
-	m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	m.metrics.SessionStarted(s.Route)
+	if m.log.Enabled(context.Background(), slog.LevelDebug) {
+		m.log.LogAttrs(context.Background(), slog.LevelDebug, "session started", s.attrs()...)
+	}
 	m.events.opened(s)
 	h.Ended = s.ended
+	h.Rules = cmp.Or(h.Rules, m.relay.Rules)
 	if s.control == nil {
 		m.relay.Start(h)
 		return
@@ -97,7 +107,7 @@ func (s *Session) Start(h relay.Handover, first []byte) {
 		h.Resume = &relay.Resumable{Owner: (*recipient)(s), Secret: *r.secret, First: first}
 		r.secret = nil
 	}
-	if s.control.history != nil && !m.relay.CanPush(h.Extensions) {
+	if s.control.history != nil && !h.Rules.CanPush(h.Extensions) {
 		m.history.skip(s) // it can be told nothing, of what was and of what comes
 	}
 	live := m.relay.Start(h)
@@ -165,6 +175,7 @@ func (s *Session) ended(e relay.End) {
 	s.slot.Release()
 	s.manager.events.ended(s, e)
 	s.manager.metrics.SessionEnded(admin.EndedSession{
+		Route:            s.Route,
 		Reason:           string(e.Reason),
 		Code:             e.Code,
 		Duration:         e.Duration,

@@ -26,7 +26,7 @@ func TestCredentialIsKeptOnlyToVerifyAgain(t *testing.T) {
 		{"ends", false, false, ends, true, true},
 		{"ends for good", true, false, final, true, false},
 		{"open-ended, may be renewed", false, true, auth.Decision{}, true, true},
-		{"open-ended, of nobody", false, true, auth.Decision{Pseudonym: true}, false, false},
+		{"open-ended, of nobody", false, true, auth.Decision{Subject: "a hash", Pseudonym: true}, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := Config{Renewal: tt.renewal, Lease: lease.Config{Timeout: time.Second}, Metrics: admin.NewMetrics(admin.Known{})}

@@ -41,6 +41,15 @@ var units = []struct {
 
 // parseSize sets an int64 to a number of bytes.
 func (s *Setting) parseSize(value string) error {
+	n, err := ParseSize(value)
+	if err == nil {
+		s.field.SetInt(n)
+	}
+	return err
+}
+
+// ParseSize reads a number of bytes, such as 1000000, 256KiB or 1MiB. The error quotes the value and says what is allowed.
+func ParseSize(value string) (int64, error) {
 	for _, unit := range units {
 		digits, ok := strings.CutSuffix(value, unit.name)
 		if !ok {
@@ -48,14 +57,13 @@ func (s *Setting) parseSize(value string) error {
 		}
 		n, err := strconv.ParseInt(digits, 10, 64)
 		if errors.Is(err, strconv.ErrRange) || err == nil && n != n<<unit.shift>>unit.shift {
-			return fmt.Errorf("%q is too large; want a number that fits into 64 bits", value)
+			return 0, fmt.Errorf("%q is too large; want a number that fits into 64 bits", value)
 		}
 		if err == nil {
-			s.field.SetInt(n << unit.shift)
-			return nil
+			return n << unit.shift, nil
 		}
 	}
-	return fmt.Errorf("%q is no size; want a number of bytes such as 1000000, 256KiB or 1MiB", value)
+	return 0, fmt.Errorf("%q is no size; want a number of bytes such as 1000000, 256KiB or 1MiB", value)
 }
 
 // quoted reports whether a value is in quotes, as a shell would have taken away.

@@ -7,9 +7,10 @@
 //	size:"true"        an int64 that is a number of bytes, and may be written as 256KiB, 1MiB or 1GiB
 //	guard:"true"       without the setting something is open, so a misspelt name of it is a mistake
 //	needs:"A|B"        the setting has an effect only if A or B is neither zero nor empty
+//	fixed:"true"       the setting cannot change while the program runs
 //	below:"A"          the setting, an integer or a duration, has no effect above A, unless A is 0
 //
-// A struct without an env tag is read field by field, and its guard tag holds for every setting in it. A tag that makes no
+// A struct without an env tag is read field by field, and its guard and fixed tags hold for every setting in it. A tag that makes no
 // sense panics.
 //
 // The values are parsed by github.com/caarlos0/env, so a type of one's own needs UnmarshalText, and no more than that.
@@ -21,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -32,6 +34,7 @@ type Setting struct {
 	Changed bool   // whether the value asks for something, and for something else than the default
 	Secret  bool
 	Guard   bool
+	Fixed   bool
 
 	field        reflect.Value // not valid: the variable names the file of a secret
 	emptyIsValue bool
@@ -45,7 +48,7 @@ type List []Setting
 // Read reads the struct that target points to from environ. The error joins every mistake, one a line. A field whose variable has
 // a mistake gets its default, so that whoever checks the struct further has no second complaint about it.
 func Read(target any, environ map[string]string) (List, error) {
-	list := collect(nil, reflect.ValueOf(target).Elem(), false)
+	list := collect(nil, reflect.ValueOf(target).Elem(), Setting{})
 	var mistakes []error
 	for i := range list {
 		mistakes = append(mistakes, list[i].read(environ))
@@ -56,19 +59,19 @@ func Read(target any, environ map[string]string) (List, error) {
 	return list, errors.Join(mistakes...)
 }
 
-// collect appends the settings of a struct to list.
-func collect(list List, of reflect.Value, guard bool) List {
+// collect appends the settings of a struct to list, each of which is what around says.
+func collect(list List, of reflect.Value, around Setting) List {
 	for i := range of.NumField() {
 		field, tag := of.Field(i), of.Type().Field(i).Tag
 		name, hasName := tag.Lookup("env")
-		guard := guard || tag.Get("guard") == "true"
+		guard, fixed := around.Guard || tag.Get("guard") == "true", around.Fixed || tag.Get("fixed") == "true"
 		if !hasName && field.Kind() == reflect.Struct {
-			list = collect(list, field, guard)
+			list = collect(list, field, Setting{Guard: guard, Fixed: fixed})
 		}
 		if !hasName || name == "-" {
 			continue
 		}
-		s := Setting{Name: name, Default: tag.Get("envDefault"), Secret: tag.Get("secret") == "true", Guard: guard,
+		s := Setting{Name: name, Default: tag.Get("envDefault"), Secret: tag.Get("secret") == "true", Guard: guard, Fixed: fixed,
 			field: field, needs: tag.Get("needs"), below: tag.Get("below")}
 		_, s.emptyIsValue = tag.Lookup("empty")
 		s.size = tag.Get("size") == "true"
@@ -77,7 +80,7 @@ func collect(list List, of reflect.Value, guard bool) List {
 			if field.Kind() != reflect.String {
 				panic("settings: " + name + " is a secret, but not a string") // its parser's errors would show it
 			}
-			list = append(list, Setting{Name: fileVar(name), Guard: guard})
+			list = append(list, Setting{Name: fileVar(name), Guard: guard, Fixed: fixed})
 		}
 	}
 	return list
@@ -150,6 +153,37 @@ func (l List) Get(name string) Setting {
 		}
 	}
 	panic("settings: there is no " + name)
+}
+
+// Keep gives the fixed settings of l, in the struct that was read, the values that they have in before, a list of the same struct. It
+// returns the names of those that would have changed.
+func (l List) Keep(before List) (kept []string) {
+	for i, s := range l {
+		if s.Fixed && s.differs(before[i]) {
+			s.field.Set(before[i].field)
+			kept = append(kept, s.Name)
+		}
+	}
+	return kept
+}
+
+// Changed are the names of the settings that have another value than in before, a list of the same struct.
+func (l List) Changed(before List) (names []string) {
+	for i, s := range l {
+		if s.differs(before[i]) {
+			names = append(names, s.Name)
+		}
+	}
+	return names
+}
+
+func (s Setting) differs(before Setting) bool {
+	return s.field.IsValid() && !reflect.DeepEqual(s.field.Interface(), before.field.Interface())
+}
+
+// TakesEmpty reports whether an empty variable of a name says something, and so does not count as not set.
+func (l List) TakesEmpty(name string) bool {
+	return slices.ContainsFunc(l, func(s Setting) bool { return s.Name == name && s.emptyIsValue })
 }
 
 // withoutEffect returns the mistake of a setting that another one takes the effect from: whoever sets it relies on something

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -245,5 +246,39 @@ func TestSizes(t *testing.T) {
 		if err == nil || err.Error() != "FLOUR: "+want || c.Flour != 1<<10 {
 			t.Errorf("%q: got %v and %d, want FLOUR: %s", value, err, c.Flour, want)
 		}
+	}
+}
+
+// What cannot change keeps its value, in the struct too, and is named.
+func TestKeep(t *testing.T) {
+	type config struct {
+		Free  string `env:"FREE"`
+		Fixed struct {
+			Name   string   `env:"NAME"`
+			List   []string `env:"LIST"`
+			Secret string   `env:"KEY" secret:"true"`
+		} `fixed:"true"`
+		Alone int `env:"ALONE" envDefault:"1" fixed:"true"`
+	}
+	var before, after config
+	old, err := Read(&before, map[string]string{"FREE": "a", "NAME": "b", "LIST": "c,d", "KEY": "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := Read(&after, map[string]string{"FREE": "x", "NAME": "y", "LIST": "c, d", "KEY": "other", "ALONE": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := list.Changed(old), []string{"FREE", "NAME", "KEY", "ALONE"}; !slices.Equal(got, want) {
+		t.Errorf("changed: %q, want %q", got, want)
+	}
+	if got, want := list.Keep(old), []string{"NAME", "KEY", "ALONE"}; !slices.Equal(got, want) {
+		t.Errorf("kept: %q, want %q", got, want)
+	}
+	if after.Free != "x" || after.Fixed.Name != "b" || after.Fixed.Secret != "secret" || after.Alone != 1 {
+		t.Errorf("got %+v", after)
+	}
+	if got, want := list.Changed(old), []string{"FREE"}; !slices.Equal(got, want) {
+		t.Errorf("changed after all: %q, want %q", got, want)
 	}
 }

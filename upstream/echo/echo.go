@@ -56,10 +56,18 @@ type Server struct {
 	closing  bool                         // no more upgrades begin
 }
 
+// Check finds the mistakes in c.
+func (c Config) Check() error {
+	if !wellFormed(c.Token) {
+		return fmt.Errorf("DEMO_TOKEN: %q is no token; want 1 to %d visible ASCII characters", mask(c.Token), maxToken)
+	}
+	return nil
+}
+
 // Start listens on a free port of 127.0.0.1 and serves until Close.
 func Start(c Config) (*Server, error) {
-	if !wellFormed(c.Token) {
-		return nil, fmt.Errorf("DEMO_TOKEN: %q is no token; want 1 to %d visible ASCII characters", mask(c.Token), maxToken)
+	if err := c.Check(); err != nil {
+		return nil, err
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
