@@ -147,11 +147,11 @@ func (j *journal) line(t *testing.T, message, path string) (line map[string]any)
 func (n *faultyNet) untilFree(t *testing.T) {
 	t.Helper()
 	free := func() bool {
-		return n.metric(t, "portcullis_sessions_live", "") == 0 && n.upstream.Targets()[0].Live == 0
+		return n.metric(t, "portcullis_sessions_live", "") == 0 && n.targets()[0].Live == 0
 	}
 	for deadline := time.Now().Add(long); !free(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("live: %v, on its target: %+v", n.metric(t, "portcullis_sessions_live", ""), n.upstream.Targets())
+			t.Fatalf("live: %v, on its target: %+v", n.metric(t, "portcullis_sessions_live", ""), n.targets())
 		}
 	}
 }

@@ -128,7 +128,7 @@ func TestPortsUsedUp(t *testing.T) {
 	if n := g.journal.count(noPort); n != 1 {
 		t.Errorf("the log says %d times what to do, want once", n)
 	}
-	if s := g.upstream.Targets()[0]; s.Live != 2*portsOfTest || !s.Usable {
+	if s := g.targets()[0]; s.Live != 2*portsOfTest || !s.Usable {
 		t.Errorf("the target: %+v, want all sessions, and no blame", s)
 	}
 	io.WriteString(last.conn, "\x88\x82\x00\x00\x00\x00\x03\xe8") // Close 1000

@@ -14,6 +14,7 @@ import (
 	"portcullis/proxy/dnstest"
 	"portcullis/proxy/faulttest"
 	"portcullis/ratelimit"
+	"portcullis/upstream"
 )
 
 // instance is one of several of an application. It echoes, and can be killed and started again at its address.
@@ -62,6 +63,12 @@ func (b *instance) refuse(yes bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.refuses = yes
+}
+
+func (b *instance) sessions() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.sockets)
 }
 
 func (b *instance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -139,7 +146,7 @@ func (g *testGate) wantLive(t *testing.T, want ...int) {
 	t.Helper()
 	for deadline := time.Now().Add(long); ; time.Sleep(5 * time.Millisecond) {
 		var got []int
-		for _, s := range g.upstream.Targets() {
+		for _, s := range g.targets() {
 			got = append(got, s.Live)
 		}
 		if fmt.Sprint(got) == fmt.Sprint(want) {
@@ -154,10 +161,10 @@ func (g *testGate) wantLive(t *testing.T, want ...int) {
 // usedAgain has clients come until a target has a session more.
 func (g *testGate) usedAgain(t *testing.T, target int) {
 	t.Helper()
-	before := g.upstream.Targets()[target].Live
-	for deadline := time.Now().Add(long); g.upstream.Targets()[target].Live <= before; time.Sleep(20 * time.Millisecond) {
+	before := g.targets()[target].Live
+	for deadline := time.Now().Add(long); g.targets()[target].Live <= before; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("target %d gets no session any more: %+v", target, g.upstream.Targets())
+			t.Fatalf("target %d gets no session any more: %+v", target, g.targets())
 		}
 		g.come(t, 1, false)
 	}
@@ -193,7 +200,7 @@ func TestInstanceKilled(t *testing.T) {
 	if got := g.come(t, 59, false); got[101] != 59 {
 		t.Errorf("it is back: statuses %v", got)
 	}
-	if s := g.upstream.Targets(); s[1].Live < 30 || !s[1].Usable {
+	if s := g.targets(); s[1].Live < 30 || !s[1].Usable {
 		t.Errorf("it is back: %+v", s)
 	}
 }
@@ -236,7 +243,7 @@ func TestInstanceStallsOrRefuses(t *testing.T) {
 			if lost := got[tt.status]; tries == 0 || lost > 3+tries || got[101] != 60-lost {
 				t.Errorf("statuses %v, and it was left alone %d times", got, tries)
 			}
-			s := g.upstream.Targets()
+			s := g.targets()
 			if s[1].Live != 2 || s[0].Live+s[2].Live != 4+got[101] || max(s[0].Live, s[2].Live)-min(s[0].Live, s[2].Live) > 1 {
 				t.Errorf("sessions: %+v", s)
 			}
@@ -269,11 +276,16 @@ func TestInstancesByName(t *testing.T) {
 		t.Errorf("statuses %v", got)
 	}
 	g.wantLive(t, 10, 10)
-	if n := len(first.sockets); n != 5 {
+	if n := first.sessions(); n != 5 {
 		t.Errorf("the one that has left has %d sessions, want the 5 that it had", n)
 	}
 	for _, conn := range old {
 		conn.SetReadDeadline(time.Now().Add(long))
 		echoes(t, conn, "as before")
 	}
+}
+
+// targets are those of the only route.
+func (g *testGate) targets() []upstream.TargetState {
+	return g.current.Load().routes[0].Upstream.Targets()
 }
