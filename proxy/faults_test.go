@@ -15,6 +15,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +76,12 @@ func newFaultyNet(t *testing.T, w way, edit func(*Config)) *faultyNet {
 	} else {
 		app.Start()
 	}
-	t.Cleanup(app.Close)
+	t.Cleanup(func() {
+		app.Close()
+		for len(n.sockets) > 0 {
+			(<-n.sockets).Close() // of whoever did not ask for it
+		}
+	})
 	if w.clientTLS {
 		certFile, keyFile, n.trusted = selfSigned(t)
 	}
@@ -196,6 +203,7 @@ var faults = map[string]func(t *testing.T, g leg, s *faultySession) (reason stri
 	},
 	"stalled, and the other sends on": func(t *testing.T, g leg, s *faultySession) (string, float64) {
 		l, _, other := g.of(s)
+		other.SetPingHandler(func(string) error { return nil }) // a pong would wait for what it sends
 		l.Stall()
 		sent := make(chan struct{})
 		go func() {
@@ -235,23 +243,27 @@ var faults = map[string]func(t *testing.T, g leg, s *faultySession) (reason stri
 		l, _, _ := g.of(s)
 		l.Slow()
 		message := bytes.Repeat([]byte("0123456789abcdef"), 2<<10)
-		var both sync.WaitGroup
+		var sent, read, closed sync.WaitGroup
 		for _, way := range [][2]*websocket.Conn{{s.client, s.app}, {s.app, s.client}} {
-			both.Go(func() {
+			sent.Go(func() {
 				if err := way[0].WriteMessage(websocket.BinaryMessage, message); err != nil {
 					t.Error(err)
 				}
 			})
-			both.Go(func() {
-				if _, got, err := way[1].ReadMessage(); err != nil || !bytes.Equal(got, message) {
+			read.Add(1)
+			closed.Go(func() {
+				_, got, err := way[1].ReadMessage()
+				if err != nil || !bytes.Equal(got, message) {
 					t.Errorf("%d bytes came of %d, %v", len(got), len(message), err)
 				}
+				read.Done()
+				wantCode(t, way[1], 1000, "") // and answers pings meanwhile
 			})
 		}
-		both.Wait()
+		sent.Wait()
+		read.Wait()
 		s.client.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(1000, ""))
-		wantCode(t, s.app, 1000, "")
-		wantCode(t, s.client, 1000, "")
+		closed.Wait()
 		return "client_close", 1000
 	},
 }
@@ -279,18 +291,12 @@ var sessionsOfFaults = len(legs)*len(faults) + 1
 // What happens to one leg of a session ends it in the way that docs/responses.md says, or does it no harm. It touches no other session,
 // and all that it held is given back.
 func TestFaults(t *testing.T) {
-	newFaultyNet(t, ways[0], nil).open(t, "/first").client.Close() // whatever a process opens once
-	before := openDescriptors()
+	wantDescriptorsBack(t)
 	var all sync.WaitGroup
 	for _, w := range ways {
 		all.Go(func() { t.Run(w.name, func(t *testing.T) { testFaults(t, w) }) })
 	}
 	all.Wait()
-	for deadline := time.Now().Add(long); openDescriptors() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d descriptors, %d before", openDescriptors(), before)
-		}
-	}
 }
 
 func testFaults(t *testing.T, w way) {
@@ -350,16 +356,17 @@ func exchange(t *testing.T, s *faultySession) {
 
 // A fault while the upstream is dialled, or has been asked, is a refusal, and leaves nothing behind.
 func TestFaultsInHandshake(t *testing.T) {
+	wantDescriptorsBack(t)
 	var all sync.WaitGroup
 	for _, w := range []way{ways[0], ways[3], ways[4], ways[6]} {
 		for _, tt := range []struct {
 			name        string
 			fault       func(*faulttest.Link)
 			status      int
-			plain, tls  string
+			plain, tls  string // reasons, of which one is to be
 			immediately bool
 		}{
-			{"reset", (*faulttest.Link).Reset, 502, "upstream_handshake", "upstream_dial", true},
+			{"reset", (*faulttest.Link).Reset, 502, "upstream_handshake upstream_dial", "upstream_dial", true}, // as soon as it is noticed
 			{"stalled", (*faulttest.Link).Stall, 504, "upstream_timeout", "upstream_timeout", false},
 			{"half-open", func(l *faulttest.Link) { l.HalfOpen(faulttest.Down) }, 504, "upstream_timeout", "upstream_timeout", false},
 			{"slow", (*faulttest.Link).Slow, 101, "", "", true},
@@ -385,8 +392,8 @@ func TestFaultsInHandshake(t *testing.T) {
 						if w.appTLS {
 							want = tt.tls
 						}
-						if line := n.journal.line(t, "refused", "/faulty"); line["reason"] != want {
-							t.Errorf("refused as %v, want %s", line["reason"], want)
+						if reason := n.journal.line(t, "refused", "/faulty")["reason"].(string); !slices.Contains(strings.Fields(want), reason) {
+							t.Errorf("refused as %s, want %s", reason, want)
 						}
 					}
 					n.untilFree(t)
@@ -399,6 +406,7 @@ func TestFaultsInHandshake(t *testing.T) {
 
 // A client that is reset while the upstream is asked leaves nothing behind.
 func TestClientResetInHandshake(t *testing.T) {
+	wantDescriptorsBack(t)
 	for _, w := range []way{ways[0], ways[2], ways[4]} {
 		t.Run(w.name, func(t *testing.T) {
 			n := newFaultyNet(t, w, func(c *Config) { c.Limits = ratelimit.Config{Sessions: 1} })
@@ -425,6 +433,24 @@ func TestClientResetInHandshake(t *testing.T) {
 			exchange(t, n.open(t, "/next"))
 		})
 	}
+}
+
+// wantDescriptorsBack fails a test that ends with more descriptors than are open now. The garbage collector, which closes what nobody has
+// any more, rests meanwhile, within bounds.
+func wantDescriptorsBack(t *testing.T) {
+	t.Helper()
+	t.Run("first", func(t *testing.T) { newFaultyNet(t, ways[0], nil).open(t, "/first") }) // whatever a process opens once
+	before := openDescriptors()
+	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(512<<20)
+	t.Cleanup(func() {
+		defer debug.SetGCPercent(percent)
+		defer debug.SetMemoryLimit(limit)
+		for deadline := time.Now().Add(long); openDescriptors() > before; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d descriptors, %d before", openDescriptors(), before)
+			}
+		}
+	})
 }
 
 // openDescriptors counts this process's open descriptors; 0 where the system does not tell.
