@@ -35,7 +35,7 @@ func TestAnswersOfPlainRequests(t *testing.T) {
 			w.Header().Set("Etag", `"1"`)
 			w.WriteHeader(304)
 		case "/redirect":
-			http.Redirect(w, r, "/elsewhere", 302)
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
 		case "/untyped":
 			w.Header()["Content-Type"] = nil
 			io.WriteString(w, "<html>")

@@ -41,6 +41,7 @@ var beyond = map[string][]string{
 		"golang.org/x/sync/singleflight", "golang.org/x/time/rate", "portcullis/proxy/header",
 	},
 	"portcullis/proxy/clientip":   {"portcullis/proxy/header"},
+	"portcullis/proxy/dnstest":    {"github.com/miekg/dns"},
 	"portcullis/proxy/lease":      {"golang.org/x/time/rate"},
 	"portcullis/proxy/origin":     {"golang.org/x/net/publicsuffix"},
 	"portcullis/proxy/probe":      {"github.com/gorilla/websocket"},

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +79,11 @@ func TestStickyTarget(t *testing.T) {
 			t.Errorf("%s after %s, cookie %q", got, first, set)
 		}
 	}
-	for _, forged := range []string{"portcullis_target=0", "portcullis_target=ffffffffffffffff", "portcullis_target=x", "portcullis_target=", name + "; portcullis_target=1"} {
+	for _, forged := range []string{
+		"portcullis_target=0", "portcullis_target=ffffffffffffffff", "portcullis_target=x", "portcullis_target=", "portcullis_target", "portcullis_target=-1",
+		name + "0", name + "; portcullis_target=1", "portcullis_target=1; " + name, name + "\r\nCookie: portcullis_target=1",
+		name + strings.Repeat("0", 8000), "portcullis_target=" + strings.Repeat("0", 8000) + "1", strings.Repeat("portcullis_target=1; ", 1000) + name,
+	} {
 		if a, _ := g.visit(t, handshake("/?token=good", "Cookie: "+forged)); a.Header.Get("Set-Cookie") == "" {
 			t.Errorf("%s: it gets no cookie", forged)
 		}
@@ -90,6 +95,34 @@ func TestStickyTarget(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A cookie of a target that is gone, or does not live, has its client served by another, whose cookie it gets.
+func TestStickyTargetIsGone(t *testing.T) {
+	all := make(map[string]*instance)
+	var urls []string
+	for range 3 {
+		b := newInstance(t, "127.0.0.1:0")
+		all[b.address], urls = b, append(urls, "ws://"+b.address)
+	}
+	g := newGate(t, strings.Join(urls, " "), balanced("sticky"))
+	a, gone := g.visit(t, handshake("/?token=good"))
+	cookie, _, _ := strings.Cut(a.Header.Get("Set-Cookie"), ";")
+	goesElsewhere := func(g *testGate) {
+		t.Helper()
+		a, got := g.visit(t, handshake("/?token=good", "Cookie: "+cookie))
+		other, _, _ := strings.Cut(a.Header.Get("Set-Cookie"), ";")
+		if got == gone || !strings.HasPrefix(other, "portcullis_target=") || other == cookie {
+			t.Fatalf("it goes to %s, with %q after %q", got, other, cookie)
+		}
+		if a, again := g.visit(t, handshake("/?token=good", "Cookie: "+other)); again != got || a.Header.Get("Set-Cookie") != "" {
+			t.Errorf("%s after %s, cookie %q", again, got, a.Header.Get("Set-Cookie"))
+		}
+	}
+	urls = slices.DeleteFunc(urls, func(url string) bool { return url == "ws://"+gone })
+	goesElsewhere(newGate(t, strings.Join(urls, " "), balanced("sticky"))) // as after a restart with other settings
+	all[gone].kill()
+	goesElsewhere(g)
 }
 
 // Sessions count on their target for as long as they are there, and are relayed from a socket on the event loop, too.

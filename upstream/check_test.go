@@ -12,10 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"portcullis/proxy/dnstest"
 )
 
 // check is Check with time-outs that a crowded machine keeps.
@@ -78,10 +79,10 @@ func TestCheckWithoutHealthChecks(t *testing.T) {
 func TestCheckOfNames(t *testing.T) {
 	app := newApp(t, "tcp", "127.0.0.1:0")
 	_, port, _ := net.SplitHostPort(app.Addr().String())
-	var zone atomic.Pointer[[]string]
+	zone := dnstest.Start(t)
 	for _, addresses := range [][]string{{"127.0.0.1"}, {"127.0.0.1", "127.0.0.3"}} {
-		zone.Store(&addresses)
-		found := check(t, Config{URL: "ws://app.test:" + port, Resolver: newDNS(t, &zone)})
+		zone.Set(addresses...)
+		found := check(t, Config{URL: "ws://app.test:" + port, Resolver: zone.Resolver()})
 		if len(found) != len(addresses) {
 			t.Fatalf("got %+v", found)
 		}
@@ -91,8 +92,8 @@ func TestCheckOfNames(t *testing.T) {
 			}
 		}
 	}
-	zone.Store(new([]string))
-	found := check(t, Config{URL: "ws://app.test " + app.url(), Resolver: newDNS(t, &zone)})
+	zone.Set()
+	found := check(t, Config{URL: "ws://app.test " + app.url(), Resolver: zone.Resolver()})
 	if _, ok := errors.AsType[*net.DNSError](found[0].Err); !ok || found[1].Err != nil {
 		t.Errorf("a name without addresses: %+v", found)
 	}

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
+	"portcullis/proxy/dnstest"
 )
 
 // app is a backend that accepts every handshake.
@@ -365,9 +365,8 @@ func TestNames(t *testing.T) {
 	for _, ip := range []string{"127.0.0.2", "127.0.0.3"} {
 		newApp(t, "tcp", net.JoinHostPort(ip, port))
 	}
-	var zone atomic.Pointer[[]string]
-	zone.Store(&[]string{"127.0.0.1", "127.0.0.2"})
-	u := newUpstream(t, Config{URL: "ws://app.test:" + port, DNSRefresh: 20 * time.Millisecond, Resolver: newDNS(t, &zone), SlowStart: time.Millisecond})
+	zone := dnstest.Start(t, "127.0.0.1", "127.0.0.2")
+	u := newUpstream(t, Config{URL: "ws://app.test:" + port, DNSRefresh: 20 * time.Millisecond, Resolver: zone.Resolver(), SlowStart: time.Millisecond})
 	names := func() []string { return slices.Sorted(maps.Keys(live(u))) }
 	wait := func(want ...string) {
 		t.Helper()
@@ -384,7 +383,7 @@ func TestNames(t *testing.T) {
 	for range 10 {
 		open(t, u, Request{})
 	}
-	zone.Store(&[]string{"127.0.0.2", "127.0.0.3"})
+	zone.Set("127.0.0.2", "127.0.0.3")
 	wait("127.0.0.2", "127.0.0.3")
 	var conns []*Conn
 	for range 10 {
@@ -394,7 +393,7 @@ func TestNames(t *testing.T) {
 		}
 		conns = append(conns, c)
 	}
-	zone.Store(&[]string{"127.0.0.3"})
+	zone.Set("127.0.0.3")
 	for deadline := time.Now().Add(20 * time.Second); len(names()) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("got %s", names())
@@ -406,35 +405,6 @@ func TestNames(t *testing.T) {
 	for _, c := range conns {
 		c.Place.Release() // of a target that is gone
 	}
-}
-
-// newDNS is a resolver whose every name has the addresses of zone.
-func newDNS(t *testing.T, zone *atomic.Pointer[[]string]) *net.Resolver {
-	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg)
-		m.SetReply(q)
-		if q.Question[0].Qtype == dns.TypeA {
-			for _, ip := range *zone.Load() {
-				m.Answer = append(m.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.ParseIP(ip)})
-			}
-		}
-		w.WriteMsg(m)
-	})}
-	served := make(chan error, 1)
-	go func() { served <- server.ActivateAndServe() }()
-	t.Cleanup(func() {
-		server.Shutdown()
-		<-served
-	})
-	address := conn.LocalAddr().String()
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp", address)
-	}}
 }
 
 // Two targets of one server have names of their own.

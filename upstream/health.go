@@ -57,17 +57,23 @@ func (h *health) weight(now time.Time, slowStart time.Duration) float64 {
 	return max(minWeight, float64(up)/float64(slowStart))
 }
 
-// report notes what came of a dial or a handshake. An answer of the upstream, whatever it is, is none of a failure; what the client or
-// this machine is to blame for tells nothing.
+// cannotServe reports whether a refusal says that the target itself serves nobody: it, or what stands before it, is not there (502, 504), or
+// takes no more (503). One that refused everybody would otherwise have the fewest sessions, and get everybody.
+func (e *RefusedError) cannotServe() bool {
+	return e.Status == http.StatusBadGateway || e.Status == http.StatusServiceUnavailable || e.Status == http.StatusGatewayTimeout
+}
+
+// report notes what came of a dial or a handshake. Any other refusal of the upstream is about the client, and none of a failure; what the
+// client or this machine is to blame for tells nothing.
 func (u *Upstream) report(e *endpoint, err error, ctx context.Context) {
-	_, refused := errors.AsType[*RefusedError](err)
-	if err != nil && !refused && (ctx.Err() != nil || u.exhausted(err)) {
+	refused, answered := errors.AsType[*RefusedError](err)
+	if err != nil && !answered && (ctx.Err() != nil || u.exhausted(err)) {
 		u.release(e)
 		return
 	}
 	u.servers.mu.Lock()
 	defer u.servers.mu.Unlock()
-	if err == nil || refused {
+	if err == nil || answered && !refused.cannotServe() {
 		u.well(e)
 		return
 	}

@@ -2,7 +2,10 @@
 
 package relay
 
-import "net"
+import (
+	"errors"
+	"net"
+)
 
 const haveLoops = false
 
@@ -17,8 +20,13 @@ type loopSession struct{ timer timer }
 
 func newLoopSession(*Relay, Handover) *loopSession { return nil }
 
-func (*loopSession) Close(Reason, Closing) {}
-func (*loopSession) cut()                  {}
+func (*loopSession) Close(Reason, Closing)        {}
+func (*loopSession) cut()                         {}
+func (*loopSession) home() (route, target string) { return "", "" }
+
+func (*loopSession) prepare(net.Conn) (replace func([]byte), cancel func(), err error) {
+	return nil, nil, errors.ErrUnsupported
+}
 
 // deliveryOf cannot tell here.
 func deliveryOf(net.Conn) (d delivery, ok bool) { return d, false }

@@ -1,0 +1,5 @@
+//go:build !unix
+
+package faulttest
+
+func setBuffers(uintptr, int) {}
