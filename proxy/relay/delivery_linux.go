@@ -3,6 +3,7 @@ package relay
 import (
 	"crypto/tls"
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,11 +55,11 @@ func onSocket(c net.Conn, f func(fd int)) {
 	if secured, is := c.(*tls.Conn); is {
 		c = secured.NetConn()
 	}
-	tcp, is := c.(*net.TCPConn)
+	socket, is := c.(syscall.Conn) // which below TLS may be a wrapper of the front's
 	if !is {
 		return
 	}
-	raw, err := tcp.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return
 	}
