@@ -70,9 +70,9 @@ func TestKeptConnections(t *testing.T) {
 			if resp, _ := ask(t, c, strings.Replace(get, "/", "/refused", 1)); resp.StatusCode != 403 || resp.Close {
 				t.Fatalf("got %d, close %v", resp.StatusCode, resp.Close)
 			}
+			s.awaitPending(t, 2) // before the other asks: their order is what the rest is about
 		}
 	}
-	s.awaitPending(t, 2)
 	third := s.dial(t) // the first is the oldest
 	if _, err := first.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the oldest: %v", err)
