@@ -263,21 +263,22 @@ func (p *program) run(signals, hangups <-chan os.Signal, environ map[string]stri
 	p.announce(listeners)
 
 	p.metrics.Reloaded(true)
-	for {
-		select {
-		case err := <-served:
-			p.log.Error("it cannot go on", "error", err)
-			p.proxy.Cut()
-			return exitFailed
-		case <-hangups:
+	go func() { // a file that does not let itself be read holds up no signal
+		for range hangups {
 			p.reload(environ)
-		case s := <-signals:
-			p.admin.SetReady(false)
-			p.log.Info("draining", "signal", s.String())
-			code := p.drain(signals)
-			<-served
-			return code
 		}
+	}()
+	select {
+	case err := <-served:
+		p.log.Error("it cannot go on", "error", err)
+		p.proxy.Cut()
+		return exitFailed
+	case s := <-signals:
+		p.admin.SetReady(false)
+		p.log.Info("draining", "signal", s.String())
+		code := p.drain(signals)
+		<-served
+		return code
 	}
 }
 

@@ -279,6 +279,8 @@ func (p *Proxy) Cut() {
 	defer cancel()
 	p.requests.wait(ctx) // none starts a session after this
 	p.sessions.Close(ctx)
+	p.reloading.Lock() // there are no reloads after endBase
+	defer p.reloading.Unlock()
 	p.leaving.Wait()
 	if p.tickets != nil {
 		p.tickets.Close()

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 func (p *Proxy) Reload(c Config) error {
 	p.reloading.Lock()
 	defer p.reloading.Unlock()
+	if p.base.Err() != nil {
+		return errors.New("it is shutting down")
+	}
 	before := p.current.Load()
 	after, err := p.compile(c, before)
 	if err == nil {
@@ -61,7 +65,7 @@ func (p *Proxy) awaitKeys(timeout time.Duration, before, after *generation) erro
 		select {
 		case <-time.After(every):
 		case <-p.base.Done():
-			return context.Canceled
+			return errors.New("it is shutting down")
 		}
 	}
 }
