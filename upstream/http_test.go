@@ -179,21 +179,15 @@ func TestDialsOfPlainRequestsAreBounded(t *testing.T) {
 	}
 	idle(t, u)
 
-	hung := make(chan bool)
-	u.dialTCP = func(context.Context, string, string) (net.Conn, error) {
-		<-hung
-		return nil, errors.New("no")
-	}
-	for _, e := range u.endpoints {
-		e.transport.CloseIdleConnections()
+	full := newUpstream(t, Config{URL: "http://" + address, MaxDials: 2}) // to which none of the transport's own dials is under way
+	for _, e := range full.endpoints {
 		e.waiting.Store(queued * 2)
 		*e.dials.Load() <- struct{}{}
 		*e.dials.Load() <- struct{}{}
 	}
-	if _, _, err := send(t, u, "GET", nil); err != ErrBusy {
+	if _, _, err := send(t, full, "GET", nil); err != ErrBusy {
 		t.Errorf("got %v, want ErrBusy", err)
 	}
-	close(hung)
 }
 
 // Plain requests go over sockets and TLS as handshakes do.
