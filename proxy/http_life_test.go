@@ -210,3 +210,20 @@ func TestTokenOfAPlainRequestExpires(t *testing.T) {
 		t.Errorf("got %d", resp.StatusCode)
 	}
 }
+
+// A body that its client never ends does not hold up a drain.
+func TestDrainWithABodyThatDoesNotEnd(t *testing.T) {
+	app := newApplication(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	g := newGate(t, app, plainHTTP(gate.HTTPOpen))
+	conn := g.dial(t)
+	io.WriteString(conn, "POST / HTTP/1.1\r\nHost: gate.example\r\nContent-Length: 100\r\n\r\nsome")
+	for g.current.Load().targets()[0].Live == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := g.Drain(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if a := readAnswer(t, conn); a.StatusCode != 503 {
+		t.Errorf("got %d, want 503", a.StatusCode)
+	}
+}

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"sync"
@@ -23,8 +24,9 @@ const (
 func (e *Exchange) Keep() { e.keep = true }
 
 // Stream has answer write an answer of any length, for as long as it likes, and read the body of the request. Neither has a deadline of
-// the whole: a client is given up that sends or takes nothing for a minute. w and body are not to be used after answer has returned.
-func (e *Exchange) Stream(answer func(w http.ResponseWriter, body io.ReadCloser)) {
+// the whole: a client is given up that sends or takes nothing for a minute. Once ctx has ended the body has a second left: a transport returns
+// only when it has been read. w and body are not to be used after answer has returned.
+func (e *Exchange) Stream(ctx context.Context, answer func(w http.ResponseWriter, body io.ReadCloser)) {
 	rc := http.NewResponseController(e.w)
 	w := &patientWriter{e.w, rc, e.stall}
 	body := &patientBody{ReadCloser: e.r.Body, rc: rc, stall: e.stall, done: e.r.ContentLength == 0}
@@ -36,7 +38,9 @@ func (e *Exchange) Stream(answer func(w http.ResponseWriter, body io.ReadCloser)
 	if !e.keep || len(e.r.TransferEncoding) > 0 {
 		e.w.Header()["Connection"] = []string{"close"}
 	}
+	stop := context.AfterFunc(ctx, body.finish)
 	defer func() {
+		stop()
 		body.finish()
 		rc.SetWriteDeadline(time.Now().Add(restTimeout + e.stall)) // net/http reads the rest, and writes the end of the answer
 	}()

@@ -30,7 +30,7 @@ func newStreamingServer(t *testing.T, max int, stall time.Duration, answer func(
 			e.Respond(403, http.Header{"Content-Length": {"0"}}, nil)
 			return
 		}
-		e.Stream(func(w http.ResponseWriter, body io.ReadCloser) { answer(w, r, body) })
+		e.Stream(r.Context(), func(w http.ResponseWriter, body io.ReadCloser) { answer(w, r, body) })
 	}))
 	s.serve(t)
 	return s
@@ -149,7 +149,7 @@ func TestAnswerWithoutDeadline(t *testing.T) {
 	s.http.Handler = s.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := NewExchange(w, r)
 		e.stall = stall
-		e.Stream(func(w http.ResponseWriter, _ io.ReadCloser) {
+		e.Stream(r.Context(), func(w http.ResponseWriter, _ io.ReadCloser) {
 			for range 3 {
 				time.Sleep(3 * stall) // it is slow: that is what is tested
 				fmt.Fprint(w, r.Context().Err())

@@ -48,7 +48,7 @@ func (g *Gate) pass(u *upgrade) *refusal.Refusal {
 
 	p := &passing{gate: g, u: u, began: time.Now()}
 	defer p.end(ctx)
-	u.Client.Stream(func(w http.ResponseWriter, body io.ReadCloser) {
+	u.Client.Stream(ctx, func(w http.ResponseWriter, body io.ReadCloser) {
 		in := u.HTTP.WithContext(ctx)
 		in.Body = body
 		p.proxy(w).ServeHTTP(w, in)

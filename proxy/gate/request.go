@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -18,8 +19,9 @@ type Client interface {
 	Respond(status int, h http.Header, body []byte)
 	// Keep has the connection wait for another request after the answer.
 	Keep()
-	// Stream has answer write an answer of any length and read the request's body, without a deadline of the whole.
-	Stream(answer func(w http.ResponseWriter, body io.ReadCloser))
+	// Stream has answer write an answer of any length and read the request's body, without a deadline of the whole. Once ctx has ended
+	// the body is waited for no more.
+	Stream(ctx context.Context, answer func(w http.ResponseWriter, body io.ReadCloser))
 	// Abort closes the connection without an answer. It does not return.
 	Abort()
 	// Hijack takes the connection over: the door reads and writes it no more. buffered is what it has read behind the request.
