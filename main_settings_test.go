@@ -79,6 +79,11 @@ func TestMistakesInSettings(t *testing.T) {
 			[]string{`SESSION_GROUPS: "groups" is no place of groups`, `SESSION_GROUPS: "query:a" is there twice`}},
 		{"groups of another mode", []string{"ADMIN_TOKEN=0123456789abcdef", "SESSION_GROUPS=claim:groups,auth:X Y"},
 			[]string{`SESSION_GROUPS: "claim:groups" needs AUTH_MODE=jwt or introspect`, `SESSION_GROUPS: "auth:X Y" is not the name of a header`}},
+		{"no mode of plain requests", []string{"HTTP_MODE=yes"}, []string{`HTTP_MODE: "yes" is no way to treat plain requests; want off, auth or open`}},
+		{"a rate of plain requests, and none pass", []string{"RATE_REQUESTS_PER_IP=5/s", "RATE_REQUESTS_PER_IP_BURST=9"}, []string{
+			`RATE_REQUESTS_PER_IP: "5/s" has no effect without HTTP_MODE`, `RATE_REQUESTS_PER_IP_BURST: "9" has no effect without HTTP_MODE`}},
+		{"a burst of plain requests, and no rate", []string{"HTTP_MODE=open", "RATE_REQUESTS_PER_IP=", "RATE_REQUESTS_PER_IP_BURST=9"}, []string{
+			`RATE_REQUESTS_PER_IP_BURST: "9" has no rate to go with`}},
 		{"resumption without a largest message", []string{"RESUME=1m"}, []string{`RESUME: "1m0s" keeps whole messages and needs MESSAGE_MAX_BYTES`}},
 		{"resumption of what is terminated", []string{"RESUME=1m", "RELAY_MODE=terminate", "MESSAGE_MAX_BYTES=1KiB"}, []string{`RESUME: "1m0s" needs RELAY_MODE=passthrough`}},
 		{"resumption with buffers that nothing fits", []string{"RESUME=1m", "MESSAGE_MAX_BYTES=1MiB", "RESUME_TOTAL=1KiB", "ADMIN_TOKEN=0123456789abcdef", "PUSH_MAX_BYTES=1MiB"},

@@ -84,7 +84,7 @@ func (p *Proxy) compile(c Config, before *generation) (*generation, error) {
 	note()
 	c.Gate.AuthTimeout, c.Gate.CloseTimeout = c.Auth.Timeout, c.Relay.CloseTimeout
 	c.Gate.MaxCloseFrames = front.CapByDescriptors(cmp.Or(c.Gate.MaxCloseFrames, maxCloseFrames))
-	c.Gate.MaxRequests, c.Gate.DrainTimeout = front.CapByDescriptors(math.MaxInt32), c.DrainTimeout
+	c.Gate.MaxRequests, c.Gate.DrainTimeout = front.CapByDescriptors(cmp.Or(c.Gate.MaxRequests, math.MaxInt32)), c.DrainTimeout
 	var old *gate.Gate
 	if before != nil {
 		old = before.gate

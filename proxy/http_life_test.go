@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"portcullis/proxy/gate"
+	"portcullis/proxy/redistest"
 )
 
 // A page of an allowed origin can read what its request is refused for, and may ask before it sends one.
@@ -225,5 +226,103 @@ func TestDrainWithABodyThatDoesNotEnd(t *testing.T) {
 	}
 	if a := readAnswer(t, conn); a.StatusCode != 503 {
 		t.Errorf("got %d, want 503", a.StatusCode)
+	}
+}
+
+// A body that is broken is its client's fault, and no answer.
+func TestBrokenBodiesOfPlainRequests(t *testing.T) {
+	url := newApplication(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	g := newGate(t, url, plainHTTP(gate.HTTPOpen))
+	head := request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked")
+	if resp, _ := g.keep(t).ask(t, head+"2\r\nhi\r\nno length\r\n"); resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("got %d, close %v", resp.StatusCode, resp.Close)
+	}
+	if line := g.journal.next(t, "refused"); line["reason"] != "request_body" {
+		t.Errorf("line %v", line)
+	}
+	conn := g.dial(t)
+	io.WriteString(conn, head+"2\r\nhi\r\n")
+	conn.Close()
+	if line := g.journal.next(t, "refused"); line["reason"] != "client_gone" {
+		t.Errorf("line %v", line)
+	}
+}
+
+// The failed authentications of an address are those of the whole fleet and of upgrades, too; its requests are each instance's own.
+func TestPlainRequestsOfAFleet(t *testing.T) {
+	for name, verifier := range map[string]func(*Config){"asked": func(*Config) {}, "local": byJWT} {
+		t.Run(name, func(t *testing.T) {
+			s := redistest.Start(t)
+			url := newApplication(t, func(http.ResponseWriter, *http.Request) {})
+			var all []*testGate
+			for _, instance := range []string{"a", "b"} {
+				all = append(all, newGate(t, url, sharing(s, instance, plainHTTP(gate.HTTPAuth, verifier, func(c *Config) {
+					c.Limits.AuthFailuresPerIP, c.Limits.RequestsPerIP = rateOf("3/h"), rateOf("6/h")
+				}))))
+			}
+			good := "good"
+			if name == "local" {
+				good = all[0].tokenUntil(t, "Alice", hour())
+				all[1].secrets.Token(good)
+			}
+			ask := func(instance int, token string) int {
+				resp, _ := all[instance].keep(t).ask(t, request("GET /?token="+token+" HTTP/1.1", "Host: a"))
+				return resp.StatusCode
+			}
+			for _, instance := range []int{0, 0, 1, 1} {
+				if got := ask(instance, good); got != 200 {
+					t.Fatalf("got %d of %d", got, instance)
+				}
+			}
+			for i, want := range []int{401, 401} {
+				if got := ask(i, "bad"); got != want {
+					t.Errorf("got %d of %d, want %d", got, i, want)
+				}
+			}
+			if got := all[0].status(t, "/?token=bad"); got != 401 {
+				t.Errorf("an upgrade: got %d", got)
+			}
+			if got := ask(1, "bad"); got != 429 {
+				t.Errorf("one too many: got %d", got)
+			}
+			if got := all[0].journal.count("refused"); got != 2 {
+				t.Errorf("%d refusals at the first instance", got)
+			}
+			for range 3 {
+				ask(0, good)
+			}
+			if got := ask(0, good); got != 429 || all[0].metric(t, "portcullis_http_requests_total", "rate_requests") != 1 {
+				t.Errorf("more than its rate: got %d", got)
+			}
+		})
+	}
+}
+
+// Requests under way have a bound, so that descriptors are left for sessions.
+func TestTooManyPlainRequests(t *testing.T) {
+	began := make(chan bool, 1)
+	url := newApplication(t, func(_ http.ResponseWriter, r *http.Request) {
+		began <- true
+		<-r.Context().Done()
+	})
+	g := newGate(t, url, plainHTTP(gate.HTTPOpen, func(c *Config) {
+		c.Gate.MaxRequests, c.Relay.CloseTimeout = 1, 100*time.Millisecond
+	}))
+	poll := g.dial(t)
+	io.WriteString(poll, request("GET / HTTP/1.1", "Host: a"))
+	<-began
+	if resp, _ := g.keep(t).ask(t, request("GET / HTTP/1.1", "Host: a")); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("got %d", resp.StatusCode)
+	}
+	if line := g.journal.next(t, "refused"); line["reason"] != "overload" {
+		t.Errorf("line %v", line)
+	}
+	poll.Close()
+	g.journal.next(t, "refused") // it has left
+	io.WriteString(g.keep(t), request("GET / HTTP/1.1", "Host: a"))
+	select {
+	case <-began:
+	case <-time.After(patience):
+		t.Error("its place is not free")
 	}
 }
